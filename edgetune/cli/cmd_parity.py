@@ -1,0 +1,46 @@
+"""edgetune parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetune.cli.options import FOLDER, Share, json_option
+from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
+from edgetune.core.bundle import PASS
+from edgetune.parity.report import COLUMNS, ParityReport, report_rows
+
+
+@click.command("parity")
+@click.argument("bundle", type=FOLDER)
+@click.option("--data", type=FOLDER, help="Labelled images, CLASS/*.jpg; the run's validation images by default.")
+@click.option("--run", type=FOLDER, help="The run the bundle came from; by default the one its manifest records.")
+@click.option("--out", type=FOLDER, help="Write parity.json and parity.html into this folder.")
+@click.option("--max-drop", type=Share(), default=0.01, show_default=True, help="The accuracy an artifact may lose.")
+@json_option
+def command(
+    bundle: Path, data: Path | None, run: Path | None, out: Path | None, max_drop: float, as_json: bool
+) -> None:
+    """Compare every artifact of BUNDLE with the PyTorch model, from file bytes to label.
+
+    The reference is the live model rebuilt from the run. Without torch or the run, it is the logits that the
+    bundle stores for the images it knows. Exit code 3: an artifact failed, or none could be judged.
+
+    \b
+    Example:
+      edgetune parity bundles/first --data data
+    """
+    from edgetune.steps.parity import ParityOptions, parity
+
+    report = parity(bundle, data, ParityOptions(run, out, max_drop), progress=progress_bars())
+    exit_code = 0 if report.verdict == PASS else GATE_FAILED
+    messages = [f"skipped {file.path}: {file.reason}" for file in report.skipped]
+    next_command = f"edgetune bench {bundle}" if exit_code == 0 else ""
+    show(Outcome("parity", report, parity_lines(report), messages, next_command, exit_code), as_json=as_json)
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """The report as a table with its remarks, closed by the verdict."""
+    remarks = [f"{entry.artifact}: {reason}" for entry in report.artifacts for reason in entry.reasons]
+    return [*table(COLUMNS, report_rows(report)), *([""] if remarks else []), *remarks, f"parity: {report.verdict}"]

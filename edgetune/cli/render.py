@@ -1,0 +1,123 @@
+"""The only place that prints: results, progress bars and errors, for people or as one JSON envelope."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.core.config import to_dict
+from edgetune.core.errors import EdgetuneError
+from edgetune.core.progress import Progress
+
+GATE_FAILED = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command leaves to be shown. `lines` are for people, `data` for programs, `next_command` is run next."""
+
+    command: str
+    data: Any
+    lines: Sequence[str] = ()
+    messages: Sequence[str] = field(default=())
+    next_command: str = ""
+    exit_code: int = 0
+
+
+def show(outcome: Outcome, *, as_json: bool) -> None:
+    """Prints the outcome and ends the process with its exit code."""
+    if as_json:
+        _print_json(outcome.command, outcome.exit_code, _plain(outcome.data), outcome.messages, [])
+    else:
+        for line in outcome.lines:
+            click.echo(line)
+        for message in outcome.messages:
+            click.echo(message, err=True)
+        if outcome.next_command:
+            click.echo(f"\nnext: {outcome.next_command}")
+    raise SystemExit(outcome.exit_code)
+
+
+def show_error(command: str, error: EdgetuneError, *, as_json: bool) -> None:
+    """One line of what is wrong, one of what to do; never a traceback."""
+    if as_json:
+        entry = {"code": error.code, "message": error.message, "hint": error.hint}
+        _print_json(command, error.exit_code, None, [], [entry])
+    else:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  hint: {error.hint}", err=True)
+    raise SystemExit(error.exit_code)
+
+
+def progress_bars() -> Progress:
+    """One bar a stage on stderr; only where stderr is a terminal, so that logs stay readable."""
+    if not sys.stderr.isatty():
+        return _Quiet()
+    return _Bars()
+
+
+class _Quiet:
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Says nothing: stderr is a file or a pipe."""
+
+
+class _Bars:
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._open(stage, total)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+            self._stage = ""
+
+    def _open(self, stage: str, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is not None:
+            self._bar.close()
+        unit = {"features": "img", "parity": "img", "calibration": "img"}.get(stage, "step")
+        self._bar = tqdm(total=total, desc=f"{stage:>16}", unit=unit, dynamic_ncols=True, leave=True)
+        self._stage = stage
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table, each column as wide as its widest cell."""
+    lines = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    aligned = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]]
+
+
+def _print_json(
+    command: str, exit_code: int, data: Any, messages: Sequence[str], errors: Sequence[dict[str, str]]
+) -> None:
+    envelope = {
+        "command": command,
+        "ok": exit_code == 0,
+        "exit_code": exit_code,
+        "data": data,
+        "messages": list(messages),
+        "errors": list(errors),
+    }
+    click.echo(json.dumps(envelope, indent=2, allow_nan=False, default=_encode))
+
+
+def _plain(data: Any) -> Any:
+    return to_dict(data) if is_dataclass(data) else data
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

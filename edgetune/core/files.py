@@ -1,0 +1,162 @@
+"""Whole files or none: digests, atomic writes, and output folders that appear complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgetune.core.errors import DataError, EdgetuneError, OutputExistsError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that digests are taken of: sorted keys, no NaN, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def read_json(path: Path) -> Any:
+    """Raises `DataError` when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Writes a temporary file beside `path`, flushes it to disk, and renames it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def cache_root() -> Path:
+    """The user's cache folder for edgetune: `EDGETUNE_CACHE`, else `XDG_CACHE_HOME`, else `~/.cache`."""
+    chosen = os.environ.get("EDGETUNE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetune"
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.{kind}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Removes what killed processes left beside `path`; an output moved aside and never replaced comes back."""
+    for leftover in sorted(path.parent.glob(f".{path.name}.*")):
+        pid, _, kind = leftover.name[len(path.name) + 2 :].partition(".")
+        if kind not in {"partial", "replaced"} or not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if kind == "replaced" and not path.exists():
+            os.replace(leftover, path)
+        else:
+            shutil.rmtree(leftover)
+
+
+def check_output(path: Path, marker: str, *, force: bool) -> None:
+    """Refuses an output that exists, unless `force` is set and it is empty or one of ours (it holds `marker`).
+
+    Raises:
+        OutputExistsError: the output may not be replaced.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    is_ours = path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))
+    if not is_ours:
+        raise OutputExistsError(
+            f"{path} exists and is not a folder that edgetune wrote (it holds no {marker}).",
+            hint="choose another --out; --force replaces only edgetune's own folders",
+        )
+    if not force and any(path.iterdir()):
+        raise OutputExistsError(f"{path} exists already.", hint="choose another --out, or replace it with --force")
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, marker: str, *, force: bool) -> Iterator[Path]:
+    """Yields a hidden folder beside `path` that becomes `path` when the block ends without an error.
+
+    A process killed inside the block leaves only the hidden folder, and the next call removes it.
+
+    Raises:
+        OutputExistsError: see `check_output`.
+        EdgetuneError: the disk refused to take the files.
+    """
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path)
+        check_output(path, marker, force=force)
+        partial = _sibling(path, "partial")
+        partial.mkdir()
+    except OSError as error:
+        raise EdgetuneError(f"{path} cannot be written: {error.strerror or error}.") from error
+    try:
+        yield partial
+        _flush_tree(partial)
+        _swap_in(partial, path)
+    except OSError as error:
+        raise EdgetuneError(f"{path} could not be written, and nothing was left half done: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _swap_in(partial: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(partial, path)
+        return
+    aside = _sibling(path, "replaced")
+    os.replace(path, aside)
+    os.replace(partial, path)
+    shutil.rmtree(aside)

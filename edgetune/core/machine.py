@@ -1,0 +1,58 @@
+"""What this machine offers a process: usable CPUs, instruction sets, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use: its affinity mask, bounded by the cgroup's quota (rounded up)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, math.ceil(int(quota) / int(period))))
+
+
+def _cpuinfo_field(*names: str) -> str:
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in names:
+            return value.strip()
+    return ""
+
+
+def cpu_name() -> str:
+    return _cpuinfo_field("model name", "Model") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """The kernel's names of instruction sets, such as `avx2`, `avx512_vnni`, `avx_vnni`, `asimddp`."""
+    return frozenset(_cpuinfo_field("flags", "Features").split())
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in {"x86_64", "amd64"}
+
+
+def has_int8_dot_product() -> bool:
+    """VNNI on x86, the dot-product extension on ARM. Without VNNI, u8 x s8 sums saturate at 16 bits on x86."""
+    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+def peak_memory_bytes() -> int:
+    """The highest resident memory that this process has had so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

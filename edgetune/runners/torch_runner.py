@@ -1,0 +1,76 @@
+"""PyTorch: runs a module on the CPU or on CUDA under the same contract as every other runner."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+
+import torch
+
+from edgetune.core.errors import ModelError
+from edgetune.core.tensors import IMAGE_INPUT, Array, Feed, TensorSpec, check_feed
+
+
+class TorchRunner:
+    """Runs a module that takes uint8 images `(N, H, W, 3)` and returns one tensor, named `output`.
+
+    With `precision` "fp32", TF32 is switched off, so that the answers are a reference; "fp16" runs under
+    autocast and is for features on a GPU. The module is used in eval mode and left where it was found.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, crop_size: int, output: str, *, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
+        self._module = module
+        self._output = output
+        self._device = torch.device(device)
+        self._precision = precision
+        self._specs = (TensorSpec(IMAGE_INPUT, "uint8", (None, crop_size, crop_size, 3)),)
+        self._stack: contextlib.ExitStack | None = None
+
+    @property
+    def name(self) -> str:
+        return f"torch {self._device.type}"
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        return self._specs
+
+    def __enter__(self) -> TorchRunner:
+        self._stack = contextlib.ExitStack()
+        was_training = self._module.training
+        self._stack.callback(self._module.train, was_training)
+        self._module.eval()
+        if self._device.type == "cuda":
+            self._stack.callback(self._module.to, "cpu")
+            self._module.to(self._device)
+            self._stack.enter_context(_without_tf32())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stack is not None:
+            self._stack.close()
+        self._stack = None
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        if self._stack is None:
+            raise ModelError("the PyTorch runner is not open; use it in a with block.")
+        check_feed(feed, self._specs)
+        images = torch.from_numpy(feed[IMAGE_INPUT]).to(self._device, non_blocking=True)
+        autocast = torch.autocast(self._device.type, dtype=torch.float16, enabled=self._precision == "fp16")
+        with torch.inference_mode(), autocast:
+            result = self._module(images)
+        return {self._output: result.float().cpu().numpy()}
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

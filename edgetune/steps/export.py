@@ -1,0 +1,168 @@
+"""export: a run to a bundle, with every artifact proved against the PyTorch model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, SCHEMA_VERSION, Artifact, Manifest, RunOrigin, write_manifest
+from edgetune.core.errors import UsageError
+from edgetune.core.files import check_output, output_folder, sha256_of_file
+from edgetune.core.golden import GoldenSet, write_golden
+from edgetune.core.preprocess import preprocess_image
+from edgetune.core.progress import Progress, no_progress
+from edgetune.core.run import HEAD_NAME, RUN_NAME, Run, load_run
+from edgetune.core.versions import edgetune_version
+from edgetune.data.splits import pick_stratified
+from edgetune.graph.compose import add_head, set_metadata, write_model
+from edgetune.heads.linear import load_head
+from edgetune.parity.compare import LogitsTable, collect_logits
+from edgetune.parity.report import ParityReport, report_html, report_json
+from edgetune.quantize.calibrate import DEFAULT_IMAGES
+from edgetune.quantize.qdq import TARGETS
+from edgetune.runners.base import Runner
+from edgetune.runners.ort_runner import OrtRunner
+from edgetune.steps.fit import features_model_path
+from edgetune.steps.int8 import Int8Job, int8_name, write_int8
+from edgetune.steps.parity import DEFAULT_MAX_DROP, REFERENCE_KEY, judge_table, make_report, run_files
+from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, open_classifier, stored_reference_bytes
+
+FLOAT_NAME = "model.onnx"
+GOLDEN_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`data` says where the run's images are now, if they moved; `max_drop` is a share of images.
+
+    `refit_head` fits each INT8 target's head again on the features of its quantized backbone.
+    """
+
+    int8: bool = False
+    targets: tuple[str, ...] = TARGETS
+    data: Path | None = None
+    calibration_images: int = DEFAULT_IMAGES
+    refit_head: bool = True
+    max_drop: float = DEFAULT_MAX_DROP
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    bundle_path: Path
+    manifest: Manifest
+    report: ParityReport
+    calibration_images: int
+
+
+def export(
+    run_folder: Path, out: Path, options: ExportOptions, *, progress: Progress = no_progress
+) -> ExportResult:
+    """Writes the bundle whole or not at all; artifacts that fail parity stay in it, marked FAIL.
+
+    Raises:
+        RunError, WeightsError, DataError, OutputExistsError: as their messages say.
+    """
+    unknown = [target for target in options.targets if target not in TARGETS]
+    if unknown:
+        raise UsageError(f"--target {unknown[0]!r} is not supported; supported: {', '.join(TARGETS)}.")
+    run = load_run(run_folder)
+    check_output(out, MANIFEST_NAME, force=options.force)
+    with output_folder(out, MANIFEST_NAME, force=options.force) as partial:
+        maker = _Maker(run_folder, run, partial, options, progress)
+        manifest, report, calibrated = maker.make()
+    return ExportResult(out, manifest, report, calibrated)
+
+
+class _Maker:
+    """One export: its inputs, and the steps in the order they happen."""
+
+    def __init__(self, run_folder: Path, run: Run, folder: Path, options: ExportOptions, progress: Progress) -> None:
+        self._run_folder = run_folder
+        self._run = run
+        self._folder = folder
+        self._options = options
+        self._progress = progress
+        self._root = options.data if options.data is not None else Path(run.split.root)
+
+    def make(self) -> tuple[Manifest, ParityReport, int]:
+        self._progress("graph", 0, 1)
+        backbone = load_run_backbone(self._run)
+        features_model = features_model_path(backbone)
+        artifacts = [self._write_float(features_model)]
+        self._progress("graph", 1, 1)
+        calibrated = 0
+        for target in self._options.targets if self._options.int8 else ():
+            job = Int8Job(self._run, self._root, target, self._options.calibration_images, self._options.refit_head)
+            record = write_int8(job, features_model, load_head(self._run_folder / HEAD_NAME), self._folder, self._progress)
+            artifacts.append(_describe(self._folder / int8_name(target), "int8", target))
+            calibrated = len(record.images)
+        with contextlib.ExitStack() as stack:
+            runners: dict[str, Runner] = {
+                REFERENCE_KEY: stack.enter_context(open_classifier(self._run_folder, self._run, backbone))
+            }
+            for artifact in artifacts:
+                runners[artifact.name] = stack.enter_context(OrtRunner(self._folder / artifact.name))
+            files = run_files(self._run, self._root, "val")
+            table = collect_logits(files, self._run.preprocess, runners, progress=self._progress)
+            names = {key: runner.name for key, runner in runners.items()}
+        report, artifacts = self._judge(table, names, artifacts)
+        self._write_golden(table)
+        return self._write_manifest(artifacts), report, calibrated
+
+    def _write_float(self, features_model: Path) -> Artifact:
+        head = load_head(self._run_folder / HEAD_NAME)
+        model = add_head(onnx.load(features_model), head.weight, head.bias)
+        set_metadata(model, self._run.classes, self._run.preprocess)
+        write_model(self._folder / FLOAT_NAME, model)
+        return _describe(self._folder / FLOAT_NAME, "fp32", "any")
+
+    def _judge(
+        self, table: LogitsTable, names: dict[str, str], artifacts: list[Artifact]
+    ) -> tuple[ParityReport, list[Artifact]]:
+        entries = judge_table(table, names, artifacts, self._options.max_drop)
+        report = make_report("the run's validation split", len(self._run.classes), entries, table.skipped)
+        (self._folder / "parity.json").write_bytes(report_json(report))
+        (self._folder / "parity.html").write_bytes(report_html(report))
+        reference = stored_reference_bytes(names[REFERENCE_KEY], table.hashes, table.logits[REFERENCE_KEY])
+        (self._folder / REFERENCE_NAME).write_bytes(reference)
+        judged = [
+            dataclasses.replace(artifact, verdict=entry.verdict, accuracy=entry.candidate_accuracy)
+            for artifact, entry in zip(artifacts, entries, strict=True)
+        ]
+        return report, judged
+
+    def _write_golden(self, table: LogitsTable) -> None:
+        rows = list(range(len(table.files)))
+        picked = pick_stratified(rows, [int(label) for label in table.labels], table.hashes, GOLDEN_IMAGES)
+        data = [table.files[row].path.read_bytes() for row in picked]
+        names = tuple(f"{index}{table.files[row].path.suffix.lower()}" for index, row in enumerate(picked))
+        pixels = np.stack([preprocess_image(item, self._run.preprocess) for item in data])
+        logits = {name: values[picked] for name, values in table.logits.items()}
+        write_golden(self._folder, GoldenSet(names, pixels, logits), dict(zip(names, data, strict=True)))
+
+    def _write_manifest(self, artifacts: list[Artifact]) -> Manifest:
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            task=self._run.task,
+            classes=self._run.classes,
+            preprocess=self._run.preprocess,
+            run=RunOrigin(str(self._run_folder.absolute()), sha256_of_file(self._run_folder / RUN_NAME)),
+            backbone=self._run.backbone.name,
+            edgetune_version=edgetune_version(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            artifacts=tuple(artifacts),
+            files={},
+        )
+        write_manifest(self._folder, manifest)
+        return manifest
+
+
+def _describe(path: Path, precision: str, target: str) -> Artifact:
+    return Artifact(path.name, "onnx", precision, target, sha256_of_file(path), path.stat().st_size, NOT_RUN, None)

@@ -1,0 +1,145 @@
+"""parity: every artifact of a bundle against the PyTorch model, on labelled images."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.core.bundle import Artifact, Bundle, load_bundle
+from edgetune.core.errors import DataError
+from edgetune.core.files import write_bytes_atomic
+from edgetune.core.machine import cpu_name
+from edgetune.core.progress import Progress, no_progress
+from edgetune.core.run import Run, Skipped
+from edgetune.data.image_folder import ImageFile, SkippedFile, labelled_root, scan_labelled
+from edgetune.parity.compare import LogitsTable, collect_logits
+from edgetune.parity.gates import gate_for, judge
+from edgetune.parity.metrics import compare_logits
+from edgetune.parity.report import (
+    SCHEMA_VERSION, ParityEntry, ParityReport, entry_from_comparison, entry_not_run, incomplete, report_html, report_json,
+)  # fmt: skip
+from edgetune.runners.base import Runner
+from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.steps.reference import (
+    StoredReference, find_run, has_torch, load_run_backbone, load_stored_reference, open_classifier,
+)  # fmt: skip
+
+REFERENCE_KEY = "reference"
+DEFAULT_MAX_DROP = 0.01
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """`run` None takes the bundle's recorded run; `out` None writes nothing; `max_drop` is a share of images."""
+
+    run: Path | None = None
+    out: Path | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+
+
+def parity(
+    bundle_path: Path, data: Path | None, options: ParityOptions, *, progress: Progress = no_progress
+) -> ParityReport:
+    """Compares on the images below `data` (its `val` folder, if it has one), or on the run's validation split.
+
+    Raises:
+        BundleError, RunError, DataError: as their messages say.
+    """
+    bundle = load_bundle(bundle_path)
+    found = find_run(bundle, options.run)
+    files, listed = _files_to_judge(bundle, data, found[1] if found else None)
+    with contextlib.ExitStack() as stack:
+        runners: dict[str, Runner] = {}
+        stored: StoredReference | None = None
+        if found is not None and has_torch():
+            runners[REFERENCE_KEY] = stack.enter_context(open_classifier(*found, load_run_backbone(found[1])))
+        else:
+            stored = load_stored_reference(bundle)
+        for artifact in bundle.manifest.artifacts:
+            runners[artifact.name] = stack.enter_context(OrtRunner(bundle.path / artifact.name))
+        table = collect_logits(files, bundle.manifest.preprocess, runners, progress=progress)
+        names = {key: runner.name for key, runner in runners.items()}
+    entries = judge_table(table, names, bundle.manifest.artifacts, options.max_drop, stored)
+    source = str(data) if data is not None else "the run's validation split"
+    report = make_report(source, len(bundle.manifest.classes), entries, (*listed, *table.skipped))
+    if options.out is not None:
+        write_bytes_atomic(options.out / "parity.json", report_json(report))
+        write_bytes_atomic(options.out / "parity.html", report_html(report))
+    return report
+
+
+def judge_table(
+    table: LogitsTable,
+    runner_names: dict[str, str],
+    artifacts: Sequence[Artifact],
+    max_drop: float,
+    stored: StoredReference | None = None,
+) -> tuple[ParityEntry, ...]:
+    """One entry per artifact; with a stored reference, on the images it knows."""
+    rows = np.arange(len(table.hashes))
+    if stored is not None:
+        rows = np.array([row for row, sha256 in enumerate(table.hashes) if sha256 in stored.rows], dtype=np.int64)
+    reference_name = stored.name if stored is not None else runner_names[REFERENCE_KEY]
+    if len(rows) == 0:
+        reason = "no PyTorch reference: neither torch with the run, nor stored logits of these images"
+        return tuple(entry_not_run(a.name, runner_names[a.name], reference_name, reason) for a in artifacts)
+    reference = (
+        table.logits[REFERENCE_KEY] if stored is None else np.stack([stored.rows[table.hashes[row]] for row in rows])
+    )
+    entries = []
+    for artifact in artifacts:
+        comparison = compare_logits(reference, table.logits[artifact.name][rows], table.labels[rows])
+        judgement = judge(comparison, gate_for(artifact.precision, max_drop))
+        entry = entry_from_comparison((artifact.name, runner_names[artifact.name], reference_name), comparison, judgement)
+        if len(rows) < len(table.hashes):
+            missing = len(table.hashes) - len(rows)
+            entry = incomplete(entry, f"{missing} of {len(table.hashes)} images have no stored reference logits")
+        entries.append(entry)
+    return tuple(entries)
+
+
+def make_report(
+    source: str, classes: int, entries: tuple[ParityEntry, ...], skipped: tuple[SkippedFile, ...]
+) -> ParityReport:
+    return ParityReport(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        data=source,
+        classes=classes,
+        machine={"cpu": cpu_name(), "architecture": platform.machine(), "onnxruntime": ort_version() or "none"},
+        artifacts=entries,
+        skipped=tuple(Skipped(str(file.path), file.reason) for file in skipped),
+    )
+
+
+def run_files(run: Run, root: Path, split: str) -> tuple[ImageFile, ...]:
+    """The images of the run's `train` or `val` split below `root`.
+
+    Raises:
+        DataError: the data folder is gone.
+    """
+    if not root.is_dir():
+        raise DataError(f"the run's images are no longer at {root}.", hint="say where they are with --data DIR")
+    files = run.split.train if split == "train" else run.split.val
+    return tuple(ImageFile(root / file.path, file.label) for file in files)
+
+
+def _files_to_judge(
+    bundle: Bundle, data: Path | None, run: Run | None
+) -> tuple[tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
+    if data is not None:
+        if not data.is_dir():
+            raise DataError(f"{data} is not a folder.", hint="give a folder with one folder of images a class")
+        return scan_labelled(labelled_root(data), bundle.manifest.classes)
+    if run is None:
+        raise DataError(
+            "there are no images to compare on: the bundle's run is gone or has changed.",
+            hint="give labelled images with --data DIR, or the run with --run RUN",
+        )
+    return run_files(run, Path(run.split.root), "val"), ()

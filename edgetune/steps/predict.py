@@ -1,0 +1,61 @@
+"""predict: labels with probabilities for image files, offline, with the bundle's own preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.core.bundle import load_bundle
+from edgetune.core.errors import ImageError
+from edgetune.core.labels import Prediction, top_predictions
+from edgetune.core.preprocess import preprocess_image
+from edgetune.core.tensors import LOGITS_OUTPUT
+from edgetune.runners.base import infer_images
+from edgetune.runners.from_bundle import AUTO, choose_artifact, open_runner
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """`error` says why an image has no predictions."""
+
+    image: str
+    predictions: tuple[Prediction, ...]
+    logits: tuple[float, ...]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    artifact: str
+    reason: str
+    images: tuple[ImagePrediction, ...]
+
+
+def predict(
+    bundle_path: Path, images: Sequence[Path], *, artifact: str = AUTO, top: int = 3, allow_failed: bool = False
+) -> PredictResult:
+    """Predicts each file on its own; one that cannot be read does not stop the others."""
+    bundle = load_bundle(bundle_path)
+    choice = choose_artifact(bundle, artifact, allow_failed=allow_failed)
+    results = []
+    with open_runner(bundle, choice.artifact) as runner:
+        for path in images:
+            try:
+                pixels = preprocess_image(_read(path), bundle.manifest.preprocess, name=str(path))
+            except ImageError as error:
+                results.append(ImagePrediction(str(path), (), (), error.message))
+                continue
+            logits = infer_images(runner, pixels[np.newaxis], LOGITS_OUTPUT)[0]
+            best = top_predictions(logits, bundle.manifest.classes, top)
+            results.append(ImagePrediction(str(path), best, tuple(float(value) for value in logits), None))
+    return PredictResult(choice.artifact.name, choice.reason, tuple(results))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from error

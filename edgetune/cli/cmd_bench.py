@@ -15,7 +15,9 @@ _COLUMNS = ("artifact", "verdict", "MB", "batch", "p50 ms", "p95 ms", "p99 ms", 
 
 @click.command("bench")
 @click.argument("bundle", type=FOLDER)
-@click.option("--runs", type=click.IntRange(10), default=100, show_default=True, help="Timed calls per artifact and batch.")
+@click.option(
+    "--runs", type=click.IntRange(10), default=100, show_default=True, help="Timed calls per artifact and batch."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads per session; all usable CPUs by default.")
 @json_option
 def command(bundle: Path, runs: int, threads: int | None, as_json: bool) -> None:

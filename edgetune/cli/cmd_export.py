@@ -69,7 +69,9 @@ def _outcome(result: ExportResult) -> Outcome:
     lines.append(f"report: {result.bundle_path / 'parity.html'}")
     messages = []
     if 0 < result.calibration_images < _FEW_IMAGES:
-        messages.append(f"warning: only {result.calibration_images} calibration images; {_FEW_IMAGES} or more are advisable")
+        messages.append(
+            f"warning: only {result.calibration_images} calibration images; {_FEW_IMAGES} or more are advisable"
+        )
     data = {"bundle": str(result.bundle_path), "artifacts": [to_dict(a) for a in result.manifest.artifacts],
             "parity": to_dict(result.report), "calibration_images": result.calibration_images}  # fmt: skip
     exit_code = GATE_FAILED if result.report.verdict == FAIL else 0

@@ -24,17 +24,29 @@ _MAX_SKIPPED = 20
     "--model", default="efficientnet_lite0", show_default=True, metavar="NAME",
     help="efficientnet_lite0..2, a torchvision CNN by its name, or timm/NAME.",
 )  # fmt: skip
-@click.option("--weights", type=PATH, metavar="FILE", help="A .pth, .pt or .safetensors file instead of the published weights.")
+@click.option(
+    "--weights", type=PATH, metavar="FILE", help="A .pth, .pt or .safetensors file instead of the published weights."
+)
 @click.option("--head", type=click.Choice(["linear"]), default="linear", show_default=True, help="The kind of head.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the backbone runs; auto takes a GPU if PyTorch sees one.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the cross-validation folds.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the cross-validation folds."
+)
 @force_option
 @json_option
 def command(
-    data: Path, out: Path, model: str, weights: Path | None, head: str, device: str, seed: int, force: bool, as_json: bool
+    data: Path,
+    out: Path,
+    model: str,
+    weights: Path | None,
+    head: str,
+    device: str,
+    seed: int,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Fit the head of a frozen backbone on the images in DATA.
 
@@ -62,16 +74,22 @@ def _outcome(result: FitResult) -> Outcome:
         f"on {metrics.images} images of {len(run.classes)} classes",
         f"head: {run.head.kind}, L2 {run.head.l2:g} by {run.head.folds}-fold cross-validation "
         f"on {len(run.split.train)} training images",
-        f"backbone: {run.backbone.name}, all {run.backbone.unchanged_tensors} tensors bit-identical to the weights file",
-        f"features: {run.features.computed} computed by {run.features.runner}, {run.features.from_cache} from the cache",
+        f"backbone: {run.backbone.name}, {run.backbone.unchanged_tensors} tensors bit-identical to the weights file",
+        f"features: {run.features.computed} by {run.features.runner}, {run.features.from_cache} from the cache",
         f"report: {result.run_path / 'report.html'}",
     ]
     messages = [f"skipped {len(skipped)} file(s):"] if skipped else []
     messages += [f"  {file.path}: {file.reason}" for file in skipped[:_MAX_SKIPPED]]
     if len(skipped) > _MAX_SKIPPED:
         messages.append(f"  ... and {len(skipped) - _MAX_SKIPPED} more, see {result.run_path / 'run.json'}")
-    data = {"run": str(result.run_path), "metrics": to_dict(metrics), "skipped": [to_dict(file) for file in skipped],
-            "backbone": to_dict(run.backbone), "features": to_dict(run.features), "head": to_dict(run.head)}  # fmt: skip
+    data = {
+        "run": str(result.run_path),
+        "metrics": to_dict(metrics),
+        "backbone": to_dict(run.backbone),
+        "features": to_dict(run.features),
+        "head": to_dict(run.head),
+        "skipped": [to_dict(file) for file in skipped],
+    }
     bundle = Path("bundles") / result.run_path.name
     next_command = f"edgetune export {result.run_path} --out {bundle} --int8"
     return Outcome("fit", data, lines, messages, next_command)

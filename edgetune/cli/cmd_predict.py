@@ -17,9 +17,7 @@ from edgetune.steps.predict import ImagePrediction, predict
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many labels to show.")
 @artifact_options
 @json_option
-def command(
-    bundle: Path, images: tuple[Path, ...], top: int, artifact: str, allow_failed: bool, as_json: bool
-) -> None:
+def command(bundle: Path, images: tuple[Path, ...], top: int, artifact: str, allow_failed: bool, as_json: bool) -> None:
     """Label IMAGES with BUNDLE, offline. A file that cannot be read is reported, and the exit code is 1.
 
     \b

@@ -96,9 +96,7 @@ def _missing_module(error: ModuleNotFoundError) -> EdgetuneError:
     package = (error.name or "").partition(".")[0]
     if package not in _EXTRAS:
         raise error
-    return MissingDependencyError(
-        f"{package} is not installed.", hint=f"pip install 'edgetune[{_EXTRAS[package]}]'"
-    )
+    return MissingDependencyError(f"{package} is not installed.", hint=f"pip install 'edgetune[{_EXTRAS[package]}]'")
 
 
 def invoke(arguments: Sequence[str]) -> Any:

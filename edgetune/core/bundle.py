@@ -137,7 +137,9 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     for artifact in manifest.artifacts:
         listed = manifest.files.get(artifact.name)
         if listed is None or listed.sha256 != artifact.sha256:
-            raise BundleError(f"{path}: the manifest's artifact {artifact.name!r} is not among its files.", hint=_RESTORE)
+            raise BundleError(
+                f"{path}: the manifest's artifact {artifact.name!r} is not among its files.", hint=_RESTORE
+            )
 
 
 def _check_file(path: Path, name: str, expected: BundleFile) -> None:

@@ -19,7 +19,8 @@ _TABLE = "golden.npz"
 @dataclass(frozen=True)
 class GoldenSet:
     """`names` of the image files, their preprocessed `pixels` uint8 `(N, H, W, 3)`, and per artifact the
-    logits float32 `(N, classes)` that it gave where it was exported."""
+    logits float32 `(N, classes)` that it gave where it was exported.
+    """
 
     names: tuple[str, ...]
     pixels: npt.NDArray[np.uint8]

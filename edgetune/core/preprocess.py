@@ -48,7 +48,8 @@ class PreprocessSpec:
             )
         if not 1 <= self.crop_size <= self.resize_size <= 4096:
             raise ConfigError(
-                f"crop_size {self.crop_size} px and resize_size {self.resize_size} px: expected 1 <= crop <= resize <= 4096."
+                f"crop_size is {self.crop_size} px and resize_size {self.resize_size} px, "
+                "expected 1 <= crop_size <= resize_size <= 4096."
             )
         if not all(value > 0 for value in self.std):
             raise ConfigError(f"std is {self.std}, expected three positive numbers.")
@@ -146,5 +147,5 @@ def _resize_short_side(image: Image.Image, spec: PreprocessSpec, name: str, max_
 def _centre_crop(image: Image.Image, crop_size: int) -> npt.NDArray[np.uint8]:
     width, height = image.size
     left, top = round((width - crop_size) / 2.0), round((height - crop_size) / 2.0)
-    cropped = image.crop((left, top, left + crop_size, top + crop_size))
-    return np.asarray(cropped, dtype=np.uint8).copy()
+    pixels: npt.NDArray[np.uint8] = np.array(image.crop((left, top, left + crop_size, top + crop_size)))
+    return pixels

@@ -45,7 +45,8 @@ class Split:
 @dataclass(frozen=True)
 class BackboneRecord:
     """`unchanged_tensors` were compared bit for bit with the weights file after the fit, `unchanged_buffers`
-    of them buffers such as BN statistics; `tensors_sha256` is the digest that file and backbone share."""
+    of them buffers such as BN statistics; `tensors_sha256` is the digest that file and backbone share.
+    """
 
     name: str
     weights_path: str

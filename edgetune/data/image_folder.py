@@ -127,7 +127,9 @@ def _split_by_content(
     if lacking or not val:
         raise DataError(
             f"{root} has too few images ({len(images)}) to set a fifth aside for validation"
-            + (f": no training image is left for {', '.join(classes[label] for label in lacking)}." if lacking else "."),
+            + (
+                f": no training image is left for {', '.join(classes[label] for label in lacking)}." if lacking else "."
+            ),
             hint="add images, or make train/ and val/ folders yourself",
         )
     return ImageFolder(root, classes, train, val, skipped)

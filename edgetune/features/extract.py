@@ -117,9 +117,7 @@ class _Writer:
         self._shard.clear()
 
 
-def _collect(
-    kept: list[Sample], skipped: list[SkippedFile], cache: FeatureCache, from_cache: int
-) -> FeatureTable:
+def _collect(kept: list[Sample], skipped: list[SkippedFile], cache: FeatureCache, from_cache: int) -> FeatureTable:
     features = np.stack([cache[sample.sha256] for sample in kept])
     return FeatureTable(
         features=features,
@@ -129,4 +127,3 @@ def _collect(
         skipped=tuple(skipped),
         from_cache=from_cache,
     )
-

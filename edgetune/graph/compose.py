@@ -83,5 +83,9 @@ def check_model(model: onnx.ModelProto) -> None:
         )
 
 
+def read_model(path: Path) -> onnx.ModelProto:
+    return onnx.load(path)
+
+
 def write_model(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString())

@@ -27,7 +27,8 @@ MAX_BATCH = 4096
 
 class _GlobalMean(nn.Module):
     """What `AdaptiveAvgPool2d(1)` computes. The exporter turns that layer into a Gather over computed indices,
-    which no quantizer or engine builder recognises; a mean becomes one ReduceMean."""
+    which no quantizer or engine builder recognises; a mean becomes one ReduceMean.
+    """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features.mean((2, 3), keepdim=True)
@@ -79,7 +80,8 @@ def export_features(extractor: nn.Module, crop_size: int) -> onnx.ModelProto:
 
 def _prepare_for_export(module: nn.Module) -> nn.Module:
     """Same values, simpler graph: global pooling as a mean, and no in-place activations, whose
-    functionalisation takes a third of the export's time."""
+    functionalisation takes a third of the export's time.
+    """
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
             parent, _, child = name.rpartition(".")

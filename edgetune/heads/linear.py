@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.errors import DataError, RunError
+from edgetune.core.progress import Progress, no_progress
 
 # L2 strengths are relative to features scaled to unit variance, from "almost no head" to "hardly any penalty".
 L2_GRID = tuple(float(10.0**exponent) for exponent in np.arange(3.0, -2.01, -0.5))
@@ -25,7 +25,8 @@ class LinearHead:
     bias: npt.NDArray[np.float32]
 
     def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return features @ self.weight.T + self.bias
+        logits: npt.NDArray[np.float32] = features @ self.weight.T + self.bias
+        return logits
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def fit_linear(
     classes: int,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> LinearFit:
     """Minimises the mean log loss plus `l2 / (2 N) * |W|^2` with L-BFGS; the bias is not penalised.
 
@@ -105,7 +106,7 @@ def _cross_validate(
     labels: npt.NDArray[np.int64],
     folds: int,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[PathPoint, ...]:
     from sklearn.model_selection import StratifiedKFold
 
@@ -117,7 +118,7 @@ def _cross_validate(
             log_probabilities = _log_softmax(features[held_out] @ weight.T + bias)
             losses[index] -= log_probabilities[np.arange(len(held_out)), labels[held_out]].sum()
             hits[index] += (log_probabilities.argmax(axis=1) == labels[held_out]).sum()
-        progress(fold, folds)
+        progress("cross-validation", fold, folds)
     count = len(labels)
     return tuple(
         PathPoint(l2, float(loss / count), float(hit / count))

@@ -87,7 +87,8 @@ def _proof_sentence(run: Run) -> str:
     backbone = run.backbone
     return (
         f"After the fit all {backbone.unchanged_tensors} tensors of the backbone, {backbone.unchanged_buffers} of them "
-        f"buffers such as BN statistics, were bit-identical to the weights file (sha256 {backbone.weights_sha256[:16]})."
+        f"buffers such as BN statistics, were bit-identical to the weights file "
+        f"(sha256 {backbone.weights_sha256[:16]}...)."
     )
 
 

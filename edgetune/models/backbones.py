@@ -66,12 +66,12 @@ def feature_dim(architecture: Architecture) -> int:
 
 def _from_timm(name: str, timm_name: str) -> Architecture:
     import timm
-    import timm.data
+    from timm.data.config import resolve_data_config
 
     if not timm.is_model(timm_name.partition(".")[0]):
         raise UsageError(f"timm has no model {timm_name!r}.", hint=_nearest(timm_name, timm.list_models()))
-    module = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()
-    config = timm.data.resolve_data_config({}, model=module)
+    module: Any = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()
+    config = resolve_data_config({}, model=module)
     crop_size = int(config["input_size"][-1])
     spec = PreprocessSpec(
         resize_size=max(crop_size, math.floor(crop_size / config["crop_pct"])),
@@ -105,7 +105,7 @@ def _from_torchvision(name: str) -> Architecture:
 
 def _cut_last_layer(module: nn.Module) -> str:
     """Replaces the last linear layer (SqueezeNet: its last convolution) by the identity; returns its name."""
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    layers: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     if not layers:
         layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
     parent, _, child = layers[-1].rpartition(".")

@@ -26,7 +26,9 @@ def read_state_dict(path: Path) -> StateDict:
         WeightsError: the file is missing, damaged, or holds no named tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"the weights file {path} does not exist.", hint="give the path of a .pth, .pt or .safetensors")
+        raise WeightsError(
+            f"the weights file {path} does not exist.", hint="give the path of a .pth, .pt or .safetensors"
+        )
     try:
         content = _read(path)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -60,7 +62,9 @@ def _unwrap(content: Any, path: Path) -> StateDict:
         if inner is None:
             break
         content = inner
-    found = f"a mapping with the keys {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content)
+    found = (
+        f"a mapping with the keys {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content)
+    )
     raise WeightsError(f"the weights file {path} holds no state dict, but {found}.")
 
 

@@ -34,7 +34,8 @@ class Judgement:
 
 def gate_for(precision: str, max_drop: float) -> Gate:
     """Defaults: FP32 differs from PyTorch by rounding only (measured on ONNX Runtime: 110 dB and above, a
-    broken graph is below 60 dB); INT8 is held to its accuracy and agreement, since its logits may move."""
+    broken graph is below 60 dB); INT8 is held to its accuracy and agreement, since its logits may move.
+    """
     if precision == "fp32":
         return Gate(min_sqnr_db=100.0, max_relative_diff=1e-4, min_agreement=1.0, max_drop=max_drop)
     return Gate(min_agreement=0.97, max_drop=max_drop)
@@ -58,7 +59,9 @@ def _judge_distance(comparison: Comparison, gate: Gate) -> list[str]:
     if gate.max_relative_diff is not None:
         limit = gate.max_relative_diff * max(1.0, comparison.reference_max_abs)
         if not comparison.max_abs_diff <= limit:
-            reasons.append(f"the largest logit difference is {comparison.max_abs_diff:.3g}, expected at most {limit:.3g}")
+            reasons.append(
+                f"the largest logit difference is {comparison.max_abs_diff:.3g}, expected at most {limit:.3g}"
+            )
     return reasons
 
 
@@ -69,7 +72,9 @@ def _judge_labels(comparison: Comparison, gate: Gate) -> list[str]:
         flips = comparison.flips - comparison.ties if exact else comparison.flips
         allowed = 0 if exact else max(1, math.floor((1.0 - gate.min_agreement) * comparison.images))
         if flips > allowed:
-            reasons.append(f"{flips} of {comparison.images} labels differ from the reference, expected at most {allowed}")
+            reasons.append(
+                f"{flips} of {comparison.images} labels differ from the reference, expected at most {allowed}"
+            )
     if gate.max_drop is not None and comparison.drop is not None:
         lost = round(comparison.drop * comparison.images)
         allowed = max(1, math.floor(gate.max_drop * comparison.images + 1e-9))

@@ -58,9 +58,7 @@ class ParityReport:
         return PASS if PASS in verdicts else NOT_RUN
 
 
-def entry_from_comparison(
-    names: tuple[str, str, str], comparison: Comparison, judgement: Judgement
-) -> ParityEntry:
+def entry_from_comparison(names: tuple[str, str, str], comparison: Comparison, judgement: Judgement) -> ParityEntry:
     """`names` are the artifact's, its runner's and the reference's."""
     artifact, runner, reference = names
     return ParityEntry(
@@ -125,7 +123,10 @@ def report_html(report: ParityReport) -> bytes:
     body += [html.heading("What ran"), html.table(("artifact", "candidate", "reference"), compared)]
     body += [html.table(("machine", ""), report.machine.items())]
     if report.skipped:
-        body += [html.heading("Skipped files"), html.table(("file", "reason"), [(s.path, s.reason) for s in report.skipped])]
+        body += [
+            html.heading("Skipped files"),
+            html.table(("file", "reason"), [(s.path, s.reason) for s in report.skipped]),
+        ]
     return html.page(f"Parity: {report.verdict}", lead, body)
 
 

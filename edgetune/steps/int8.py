@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from edgetune.core.config import to_dict
 from edgetune.core.errors import DataError
@@ -22,7 +21,7 @@ from edgetune.data.image_folder import ImageFile, SkippedFile
 from edgetune.data.samples import SampleStream, batches
 from edgetune.features.cache import FeatureCache
 from edgetune.features.extract import extract_features
-from edgetune.graph.compose import add_head, set_metadata, write_model
+from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
 from edgetune.heads.linear import LinearHead, refit_linear
 from edgetune.quantize.calibrate import CalibrationRecord, calibration_record, pick_calibration_files
 from edgetune.quantize.qdq import quantize_model
@@ -61,7 +60,7 @@ def write_int8(
         ranges = quantize_model(features_model, quantized, _calibration_batches(job, picked, skipped, progress))
         if job.refit_head:
             head = _refit(job, quantized, progress)
-        model = add_head(onnx.load(quantized), head.weight, head.bias)
+        model = add_head(read_model(quantized), head.weight, head.bias)
     set_metadata(model, job.run.classes, job.run.preprocess)
     write_model(folder / int8_name(job.target), model)
     named = tuple(Skipped(file.path.relative_to(job.root).as_posix(), file.reason) for file in skipped)

@@ -22,12 +22,24 @@ from edgetune.parity.compare import LogitsTable, collect_logits
 from edgetune.parity.gates import gate_for, judge
 from edgetune.parity.metrics import compare_logits
 from edgetune.parity.report import (
-    SCHEMA_VERSION, ParityEntry, ParityReport, entry_from_comparison, entry_not_run, incomplete, report_html, report_json,
+    SCHEMA_VERSION,
+    ParityEntry,
+    ParityReport,
+    entry_from_comparison,
+    entry_not_run,
+    incomplete,
+    report_html,
+    report_json,
 )  # fmt: skip
 from edgetune.runners.base import Runner
 from edgetune.runners.ort_runner import OrtRunner, ort_version
 from edgetune.steps.reference import (
-    StoredReference, find_run, has_torch, load_run_backbone, load_stored_reference, open_classifier,
+    StoredReference,
+    find_run,
+    has_torch,
+    load_run_backbone,
+    load_stored_reference,
+    open_classifier,
 )  # fmt: skip
 
 REFERENCE_KEY = "reference"
@@ -96,7 +108,9 @@ def judge_table(
     for artifact in artifacts:
         comparison = compare_logits(reference, table.logits[artifact.name][rows], table.labels[rows])
         judgement = judge(comparison, gate_for(artifact.precision, max_drop))
-        entry = entry_from_comparison((artifact.name, runner_names[artifact.name], reference_name), comparison, judgement)
+        entry = entry_from_comparison(
+            (artifact.name, runner_names[artifact.name], reference_name), comparison, judgement
+        )
         if len(rows) < len(table.hashes):
             missing = len(table.hashes) - len(rows)
             entry = incomplete(entry, f"{missing} of {len(table.hashes)} images have no stored reference logits")

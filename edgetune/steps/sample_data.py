@@ -11,7 +11,8 @@ from edgetune.data.digits import write_digits
 NAMES = ("digits",)
 _MARKER = "SAMPLE-DATA.txt"
 _ORIGIN = """Handwritten digits, as scikit-learn ships them (sklearn.datasets.load_digits).
-Source: UCI Machine Learning Repository, Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, CC BY 4.0.
+Source: UCI Machine Learning Repository, Optical Recognition of Handwritten Digits,
+E. Alpaydin and C. Kaynak, CC BY 4.0.
 """
 
 

@@ -1,0 +1,40 @@
+"""edgetune serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetune.cli.options import FOLDER, artifact_options
+from edgetune.cli.render import announce
+
+
+@click.command("serve")
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine only by default."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--model-name", default="", help="Name of the model in URLs; the bundle folder's name by default.")
+@click.option("--threads", type=click.IntRange(1), help="Threads per inference; all usable CPUs by default.")
+@artifact_options
+def command(
+    bundle: Path, host: str, port: int, model_name: str, threads: int | None, artifact: str, allow_failed: bool
+) -> None:
+    """Serve BUNDLE over HTTP: the Open Inference Protocol V2, and images to labels at POST /v1/classify.
+
+    The bundle is checked byte by byte and must give its golden answers on this machine before the port opens.
+
+    \b
+    Example:
+      edgetune serve bundles/first
+      curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/classify
+    """
+    from edgetune.serve.app import run_server
+    from edgetune.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=host, port=port, model_name=model_name, artifact=artifact, allow_failed=allow_failed, threads=threads
+    )
+    run_server(bundle, settings, announce)

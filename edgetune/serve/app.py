@@ -1,0 +1,129 @@
+"""The ASGI application and the process around it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edgetune.core.errors import UsageError
+from edgetune.serve.handlers import Handlers, json_response
+from edgetune.serve.model import ServedModel, open_model
+from edgetune.serve.scheduler import Scheduler
+from edgetune.serve.schemas import RequestError
+from edgetune.serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def create_app(model: ServedModel, settings: ServeSettings) -> Starlette:
+    scheduler = Scheduler(settings.max_requests)
+    handlers = Handlers(model, scheduler, settings)
+    named = "/v2/models/{name}"
+    versioned = named + "/versions/{version}"
+    routes = [
+        Route("/v2", handlers.server_metadata),
+        Route("/v2/", handlers.server_metadata),
+        Route("/v2/health/live", handlers.live),
+        Route("/v2/health/ready", handlers.ready),
+        Route("/v1/classify", handlers.classify, methods=["POST"]),
+    ]
+    for base in (named, versioned):
+        routes += [
+            Route(base, handlers.model_metadata),
+            Route(f"{base}/ready", handlers.model_ready),
+            Route(f"{base}/infer", handlers.infer, methods=["POST"]),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        scheduler.close()
+
+    # Starlette types handlers by the base class Exception; each of these is only called with its own class.
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={
+            RequestError: _answer_request_error,
+            HTTPException: _answer_http_exception,
+            ClientDisconnect: _answer_disconnect,
+            Exception: _answer_bug,
+        },
+    )
+
+
+async def _answer_request_error(_: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, RequestError) else 500
+    headers = {"retry-after": "1"} if status == 503 else None
+    return json_response({"error": str(error)}, status, headers)
+
+
+async def _answer_http_exception(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return json_response({"error": "internal error"}, 500)
+    return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _answer_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it: the client has gone
+
+
+async def _answer_bug(_: Request, error: Exception) -> Response:
+    identifier = secrets.token_hex(4)
+    logger.error("internal error %s", identifier, exc_info=error)
+    return json_response({"error": f"internal error, id={identifier}"}, 500)
+
+
+def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; the socket opens after the bundle's self-test has passed.
+
+    Raises:
+        BundleError, ArtifactError, SelfTestError: nothing is served.
+        UsageError: the address cannot be bound.
+    """
+    with open_model(bundle_path, settings) as model:
+        app = create_app(model, settings)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="on",
+            timeout_keep_alive=5, timeout_graceful_shutdown=settings.shutdown_timeout_s, backlog=128,
+        )  # fmt: skip
+        with _bind(settings.host, settings.port) as listener:
+            for line in _describe_start(model, settings, listener.getsockname()[1]):
+                announce(line)
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"{host}:{port} cannot be bound: {error.strerror or error}.", hint="choose another --host or --port"
+        ) from error
+
+
+def _describe_start(model: ServedModel, settings: ServeSettings, port: int) -> list[str]:
+    artifact, tested = model.choice.artifact, model.tested
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    lines = [
+        f"artifact: {artifact.name} ({model.choice.reason}) on {model.runner.name}",
+        f"self-test: {tested.images} golden images, pixels within {tested.max_pixel_diff}, "
+        f"logits within {tested.max_logit_diff:.2g}",
+    ]
+    if settings.host not in _LOOPBACK:
+        lines.append(f"warning: {settings.host} is reachable from the network, and this server asks for no password")
+    return [*lines, f"ready: {model.name} on http://{host}:{port}"]

@@ -124,6 +124,7 @@ def _ort_errors() -> tuple[type[BaseException], ...]:
 
 def _open(model: Path | bytes, providers: tuple[str, ...], threads: int) -> InferenceSession:
     ort = _import_ort()
+    _check_providers(providers, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -135,13 +136,18 @@ def _open(model: Path | bytes, providers: tuple[str, ...], threads: int) -> Infe
         session: InferenceSession = ort.InferenceSession(source, options, providers=list(providers))
     except _ort_errors() as error:
         raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
-    missing = [provider for provider in providers if provider not in session.get_providers()]
+    _check_providers(providers, session.get_providers())
+    return session
+
+
+def _check_providers(wanted: tuple[str, ...], present: list[str]) -> None:
+    """ONNX Runtime itself falls back to the CPU without a word; nothing here does."""
+    missing = [provider for provider in wanted if provider not in present]
     if missing:
         raise ModelError(
-            f"{', '.join(missing)} was asked for, but ONNX Runtime opened {', '.join(session.get_providers())}.",
+            f"{', '.join(missing)} was asked for, but ONNX Runtime has {', '.join(present)}.",
             hint="edgetune doctor tells which libraries are missing",
         )
-    return session
 
 
 def _spec(argument: Any) -> TensorSpec:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -103,7 +104,20 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[s
         with _bind(settings.host, settings.port) as listener:
             for line in _describe_start(model, settings, listener.getsockname()[1]):
                 announce(line)
-            uvicorn.Server(config).run(sockets=[listener])
+            with _signals_end_cleanly():
+                uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _signals_end_cleanly() -> Iterator[None]:
+    """The web server shuts down on SIGTERM and SIGINT and then raises them again; here a clean shutdown exits with 0."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda _number, _frame: None) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -165,7 +165,8 @@ def _parse_tensor(
     if type(size) is not int or size != expected or len(tail) - offset < size or "data" in entry:
         raise RequestError(
             400,
-            f"unexpected size for input {spec.name!r}: {size!r} bytes of {len(tail) - offset} left, expected {expected}",
+            f"unexpected size for input {spec.name!r}: {size!r} of the {len(tail) - offset} bytes left, "
+            f"expected {expected}",
         )
     array = np.frombuffer(tail, dtype=spec.dtype, count=math.prod(shape), offset=offset).reshape(shape)
     return array, offset + size

@@ -1,0 +1,63 @@
+"""The README's walk, as it stands there, on a folder of images."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serving import running_server
+
+pytestmark = pytest.mark.e2e
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def _commands_that_run() -> list[str]:
+    blocks = re.findall(r"<!-- runs as a test -->\n```console\n(.*?)```", README, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copy(next((photos / "7").iterdir()), tmp_path / "photo.jpg")
+    commands = _commands_that_run()
+    assert len(commands) == 8
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    served = [words for words in map(shlex.split, commands) if words[:2] == ["edgetune", "serve"]]
+    assert served == [["edgetune", "serve", "bundles/first"]]
+    for line in commands[:5]:
+        done = subprocess.run(
+            shlex.split(line),
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    with running_server(tmp_path / "bundles" / "first") as address:
+        for line in commands[6:]:
+            call = line.replace("http://127.0.0.1:8000", address)
+            answer = subprocess.run(shlex.split(call), cwd=tmp_path, capture_output=True, text=True, check=True)
+            assert "error" not in answer.stdout
+            assert "first" in answer.stdout
+
+
+def test_every_command_is_in_the_table() -> None:
+    from edgetune.cli.main import _COMMANDS
+
+    for name in _COMMANDS:
+        assert f"| `edgetune {name}" in README
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (REPOSITORY / target).exists(), target

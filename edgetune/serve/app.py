@@ -110,7 +110,7 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[s
 
 @contextlib.contextmanager
 def _signals_end_cleanly() -> Iterator[None]:
-    """The web server shuts down on SIGTERM and SIGINT and then raises them again; here a clean shutdown exits with 0."""
+    """After its shutdown uvicorn raises SIGTERM or SIGINT again; here a clean shutdown exits with 0."""
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda _number, _frame: None) for number in signals]
     try:

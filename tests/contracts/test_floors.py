@@ -64,7 +64,7 @@ def test_the_server_starts_and_answers_without_training_frameworks(small_bundle:
     server = subprocess.Popen([sys.executable, "-c", code, str(small_bundle)], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
-        lines = []
+        lines: list[str] = []
         while not lines or not lines[-1].startswith("ready:"):
             line = server.stderr.readline()
             assert line, "".join(lines)

@@ -157,7 +157,7 @@ def test_one_changed_byte_anywhere_stops_every_command(small_bundle: Path, photo
         with pytest.raises(BundleError):
             load_bundle(bundle)
         if name in {"manifest.json", "model.onnx"}:
-            for words in (["predict", bundle, image], ["serve", bundle], ["parity", bundle], ["bench", bundle]):
+            for words in (("predict", bundle, image), ("serve", bundle), ("parity", bundle), ("bench", bundle)):
                 done = edgetune(*words)
                 assert done.returncode == 1, done.stderr
                 assert done.stderr.startswith("error: ")

@@ -35,7 +35,7 @@ def test_a_device_serves_the_bundle_without_torch_or_onnx(
 ) -> None:
     environment = tmp_path / "device"
     subprocess.run([_find_python(version), "-m", "venv", environment], check=True, capture_output=True)
-    python = environment / "bin" / "python"
+    python = str(environment / "bin" / "python")
     install = [python, "-m", "pip", "install", "-q", "-c", "constraints.txt", ".[serve,cpu]"]
     done = subprocess.run(install, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -45,11 +45,21 @@ def test_a_device_serves_the_bundle_without_torch_or_onnx(
     if version == "3.10":
         assert installed["onnxruntime"].startswith("1.23.")
     image = next((photos / "7").iterdir())
-    with running_server(small_bundle, python=str(python)) as address:
+    with running_server(small_bundle, python=python) as address:
         answer = httpx.post(f"{address}/v1/classify", content=image.read_bytes(), timeout=30).json()
         assert answer["predictions"][0]["label"] == "7"
     for artifact in ("model.onnx", "model.int8.cpu-x86.onnx"):
-        command = [python, "-m", "edgetune.cli.main", "predict", small_bundle, image, "--artifact", artifact, "--json"]
+        command = [
+            python,
+            "-m",
+            "edgetune.cli.main",
+            "predict",
+            str(small_bundle),
+            str(image),
+            "--artifact",
+            artifact,
+            "--json",
+        ]
         predicted = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert json.loads(predicted.stdout)["data"]["images"][0]["predictions"][0]["label"] == "7"
     report = subprocess.run(

@@ -127,7 +127,7 @@ def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
 def test_a_client_that_leaves_does_not_hurt_the_next(client: httpx.Client, address: str, photos: Path) -> None:
     parts = urlsplit(address)
     for _ in range(40):
-        with socket.create_connection((parts.hostname, parts.port)) as connection:
+        with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
             connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
     time.sleep(0.2)
     body = next((photos / "7").iterdir()).read_bytes()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
+
+_NUMBER = re.compile(r"-|exact|[-+]?[\d,]+(\.\d+)?(e[-+]?\d+)?( ?%)?")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.2rem }
@@ -57,8 +60,7 @@ def picture(png: bytes, description: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    text = str(value)
-    return isinstance(value, (int, float)) or text in {"", "-"} or text.replace(",", "")[:1].isdigit()
+    return _NUMBER.fullmatch(str(value)) is not None
 
 
 def _cell(tag: str, value: object, number: bool) -> str:

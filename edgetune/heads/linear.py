@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.errors import DataError, RunError
+from edgetune.core.machine import usable_cpus
 from edgetune.core.progress import Progress, no_progress
+from edgetune.heads.softmax import SoftmaxProblem, Solution
 
 # L2 strengths are relative to features scaled to unit variance, from "almost no head" to "hardly any penalty".
 L2_GRID = tuple(float(10.0**exponent) for exponent in np.arange(3.0, -2.01, -0.5))
 MAX_FOLDS = 5
+
+_CV_TOLERANCE, _FINAL_TOLERANCE = 3e-5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def fit_linear(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> LinearFit:
-    """Minimises the mean log loss plus `l2 / (2 N) * |W|^2` with L-BFGS; the bias is not penalised.
+    """Minimises the mean log loss plus `l2 / (2 N) * |W|^2`; the bias is not penalised.
 
     Features are centred and scaled by one common factor first, which makes the L2 grid independent of the
     backbone; both are folded into the returned head. The L2 strength with the lowest cross-validated log loss
@@ -69,87 +76,90 @@ def fit_linear(
             f"the class with index {int(counts.argmin())} has {counts.min()} readable training images, "
             "expected at least 2."
         )
-    scaled = _Scaled(features)
+    problem = _Problem(features, labels, classes)
     folds = int(min(MAX_FOLDS, counts.min()))
-    path = _cross_validate(scaled.values, labels, folds, seed, progress)
+    path = _cross_validate(problem.softmax, labels, folds, seed, progress)
     best = min(path, key=lambda point: point.log_loss)
-    return LinearFit(_solve_head(scaled, labels, best.l2), best.l2, folds, path)
+    return LinearFit(problem.head(best.l2), best.l2, folds, path)
 
 
-def refit_linear(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], l2: float) -> LinearHead:
+def refit_linear(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, l2: float
+) -> LinearHead:
     """The same head on other features of the same images, at an L2 strength that is known already."""
-    return _solve_head(_Scaled(features), labels, l2)
+    return _Problem(features, labels, classes).head(l2)
 
 
-class _Scaled:
-    """Features moved to mean 0 and scaled by one factor to variance 1."""
+class _Problem:
+    """Features moved to mean 0 and scaled by one factor to variance 1, and the way back."""
 
-    def __init__(self, features: npt.NDArray[np.float32]) -> None:
-        self.centre = features.mean(axis=0, dtype=np.float64)
-        centred = features - self.centre
-        self.scale = float(np.sqrt(np.mean(centred**2))) or 1.0
-        self.values: npt.NDArray[np.float64] = centred / self.scale
+    def __init__(self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int) -> None:
+        self._centre = features.mean(axis=0, dtype=np.float64)
+        scaled = (features - self._centre).astype(np.float32)
+        self._scale = float(np.sqrt(np.mean(scaled**2, dtype=np.float64))) or 1.0
+        scaled /= np.float32(self._scale)
+        self.softmax = SoftmaxProblem(scaled, labels, classes)
 
-
-def _solve_head(scaled: _Scaled, labels: npt.NDArray[np.int64], l2: float) -> LinearHead:
-    weight, bias = _solve(scaled.values, labels, (l2,), tolerance=1e-5)[0]
-    weight = weight / scaled.scale
-    bias = bias - weight @ scaled.centre
-    return LinearHead(weight.astype(np.float32), bias.astype(np.float32))
-
-
-_Coefficients = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    def head(self, l2: float) -> LinearHead:
+        with _one_blas_thread():
+            solution = self.softmax.solve(l2, tolerance=_FINAL_TOLERANCE)
+        weight = self.softmax.weight_in_features(solution) / self._scale
+        bias = solution.bias - weight @ self._centre
+        return LinearHead(weight.astype(np.float32), bias.astype(np.float32))
 
 
 def _cross_validate(
-    features: npt.NDArray[np.float64],
-    labels: npt.NDArray[np.int64],
-    folds: int,
-    seed: int,
-    progress: Progress,
+    problem: SoftmaxProblem, labels: npt.NDArray[np.int64], folds: int, seed: int, progress: Progress
 ) -> tuple[PathPoint, ...]:
+    """Walks the grid from the strongest penalty down, each fold from its last solution, and stops when the log
+    loss has risen twice in a row: the weakly penalised rest takes most of the time and cannot win any more.
+    """
     from sklearn.model_selection import StratifiedKFold
 
-    losses = np.zeros(len(L2_GRID))
-    hits = np.zeros(len(L2_GRID))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fold, (fitted, held_out) in enumerate(splitter.split(features, labels), start=1):
-        for index, (weight, bias) in enumerate(_solve(features[fitted], labels[fitted], L2_GRID, tolerance=1e-3)):
-            log_probabilities = _log_softmax(features[held_out] @ weight.T + bias)
-            losses[index] -= log_probabilities[np.arange(len(held_out)), labels[held_out]].sum()
-            hits[index] += (log_probabilities.argmax(axis=1) == labels[held_out]).sum()
-        progress("cross-validation", fold, folds)
-    count = len(labels)
-    return tuple(
-        PathPoint(l2, float(loss / count), float(hit / count))
-        for l2, loss, hit in zip(L2_GRID, losses, hits, strict=True)
-    )
+    held_out = [rows for _, rows in splitter.split(np.zeros(len(labels)), labels)]
+    starts: Sequence[Solution | None] = [None] * folds
+    path: list[PathPoint] = []
+    for done, l2 in enumerate(L2_GRID, start=1):
+        solve = functools.partial(_solve_without, problem, l2)
+        with _one_blas_thread(), ThreadPoolExecutor(usable_cpus()) as pool:
+            starts = solutions = list(pool.map(solve, held_out, starts))
+        scores = [_score(problem, solution, labels, rows) for solution, rows in zip(solutions, held_out, strict=True)]
+        losses, hits = zip(*scores, strict=True)
+        path.append(PathPoint(l2, sum(losses) / len(labels), sum(hits) / len(labels)))
+        progress("cross-validation", done, len(L2_GRID))
+        if done >= 3 and path[-3].log_loss < path[-2].log_loss < path[-1].log_loss:
+            break
+    progress("cross-validation", len(L2_GRID), len(L2_GRID))
+    return tuple(path)
 
 
-def _solve(
-    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], l2_grid: tuple[float, ...], *, tolerance: float
-) -> list[_Coefficients]:
-    """One solution per L2 strength, strongest first; each starts from the last."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    solutions: list[_Coefficients] = []
-    model = LogisticRegression(warm_start=True, max_iter=2000, tol=tolerance)
-    with warnings.catch_warnings():
-        # The path's weakly penalised end may stop early; it loses the cross-validation by its own log loss.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for l2 in l2_grid:
-            model.C = 1.0 / l2
-            model.fit(features, labels)
-            solutions.append(_coefficients(model.coef_, model.intercept_))
-    return solutions
+def _solve_without(
+    problem: SoftmaxProblem, l2: float, held_out: npt.NDArray[np.int64], start: Solution | None
+) -> Solution:
+    fitted = np.ones(len(problem.features), dtype=np.bool_)
+    fitted[held_out] = False
+    return problem.solve(l2, rows=fitted, start=start, tolerance=_CV_TOLERANCE)
 
 
-def _coefficients(weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]) -> _Coefficients:
-    """Two classes come as one row of log odds; as logits of both classes they are its halves with either sign."""
-    if len(weight) == 1:
-        return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return weight.copy(), bias.copy()
+def _score(
+    problem: SoftmaxProblem, solution: Solution, labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> tuple[float, int]:
+    """The summed log loss and the hits on `rows`."""
+    log_probabilities = _log_softmax(problem.features[rows] @ solution.weight.T + solution.bias)
+    loss = -float(log_probabilities[np.arange(len(rows)), labels[rows]].sum())
+    return loss, int((log_probabilities.argmax(axis=1) == labels[rows]).sum())
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """The solver's products take about a millisecond each: folds side by side use the CPUs better than threads
+    inside a product, which on a busy machine wait for each other and were seen fifty times slower.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -121,7 +121,7 @@ def report_html(report: ParityReport) -> bytes:
     if reasons:
         body += [html.heading("Remarks"), html.table(("artifact", "remark"), reasons)]
     body += [html.heading("What ran"), html.table(("artifact", "candidate", "reference"), compared)]
-    body += [html.table(("machine", ""), report.machine.items())]
+    body += [html.heading("Machine"), html.table(("part", "here"), report.machine.items())]
     if report.skipped:
         body += [
             html.heading("Skipped files"),

@@ -107,4 +107,4 @@ def _refit(job: Int8Job, quantized: Path, progress: Progress) -> LinearHead:
     if missing:
         names = ", ".join(job.run.classes[label] for label in sorted(missing))
         raise DataError(f"no unchanged training image is left of {names}.", hint="fit again, or use --keep-head")
-    return refit_linear(table.features[same], labels, job.run.head.l2)
+    return refit_linear(table.features[same], labels, len(job.run.classes), job.run.head.l2)

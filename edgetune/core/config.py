@@ -59,7 +59,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_tuple(arguments, value, where)
     if origin is dict and isinstance(value, dict):
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**63:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,7 +46,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
 
 
@@ -72,27 +74,34 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetune"
 
 
+# Hidden siblings that this process is using now; another process with our id, in a container long gone, left others.
+_in_use: set[Path] = set()
+
+
 def _sibling(path: Path, kind: str) -> Path:
-    return path.parent / f".{path.name}.{os.getpid()}.{kind}"
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}"
 
 
-def _is_alive(pid: int) -> bool:
+def _is_abandoned(leftover: Path, pid: int) -> bool:
+    if pid == os.getpid():
+        return leftover not in _in_use
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _clear_leftovers(path: Path) -> None:
     """Removes what killed processes left beside `path`; an output moved aside and never replaced comes back."""
-    for leftover in sorted(path.parent.glob(f".{path.name}.*")):
-        pid, _, kind = leftover.name[len(path.name) + 2 :].partition(".")
-        if kind not in {"partial", "replaced"} or not pid.isdigit() or _is_alive(int(pid)):
+    name = re.compile(re.escape(f".{path.name}.") + r"(\d+)-[0-9a-f]{8}\.(partial|replaced)")
+    for leftover in sorted(path.parent.iterdir()):
+        match = name.fullmatch(leftover.name)
+        if match is None or not _is_abandoned(leftover, int(match[1])):
             continue
-        if kind == "replaced" and not path.exists():
+        if match[2] == "replaced" and not path.exists():
             os.replace(leftover, path)
         else:
             shutil.rmtree(leftover)
@@ -126,23 +135,28 @@ def output_folder(path: Path, marker: str, *, force: bool) -> Iterator[Path]:
         OutputExistsError: see `check_output`.
         EdgetuneError: the disk refused to take the files.
     """
-    path = path.absolute()
+    if path.is_symlink() and not path.exists():
+        check_output(path, marker, force=force)  # a link to nowhere is somebody's; it is refused
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
         check_output(path, marker, force=force)
         partial = _sibling(path, "partial")
+        _in_use.add(partial)
         partial.mkdir()
     except OSError as error:
         raise EdgetuneError(f"{path} cannot be written: {error.strerror or error}.") from error
     try:
         yield partial
         _flush_tree(partial)
+        check_output(path, marker, force=force)  # again: something may have appeared there meanwhile
         _swap_in(partial, path)
     except OSError as error:
         raise EdgetuneError(f"{path} could not be written, and nothing was left half done: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _in_use.discard(partial)
 
 
 def _flush_tree(folder: Path) -> None:

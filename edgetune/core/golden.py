@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from edgetune.core.errors import BundleError
 
 GOLDEN_FOLDER = "golden"
 _TABLE = "golden.npz"
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -51,5 +54,5 @@ def load_golden(bundle: Bundle) -> tuple[GoldenSet, list[bytes]]:
             logits = {key.partition("/")[2]: table[key] for key in table.files if key.startswith("logits/")}
             golden = GoldenSet(tuple(str(name) for name in table["names"]), table["pixels"], logits)
         return golden, [(folder / name).read_bytes() for name in golden.names]
-    except (OSError, ValueError, KeyError) as error:
+    except _READ_ERRORS as error:
         raise BundleError(f"{folder} holds no golden set that can be read: {error}.") from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, features
 
 from edgetune.core.errors import ConfigError, ImageError
 
@@ -23,6 +24,19 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's own limit would warn or fail first, in words of its own; ours is checked before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 # What Pillow's decoders raise on damaged bytes; a bug of ours outside this list keeps its traceback.
 _DECODE_ERRORS = (
@@ -51,8 +65,8 @@ class PreprocessSpec:
                 f"crop_size is {self.crop_size} px and resize_size {self.resize_size} px, "
                 "expected 1 <= crop_size <= resize_size <= 4096."
             )
-        if not all(value > 0 for value in self.std):
-            raise ConfigError(f"std is {self.std}, expected three positive numbers.")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ConfigError(f"mean is {self.mean} and std {self.std}, expected finite numbers and std above 0.")
 
 
 def decoder_version() -> str:
@@ -100,14 +114,19 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = DEFAULT_
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Turns the image by its EXIF orientation alone. Pillow's own `exif_transpose` also rewrites the EXIF, and
+    fails on tags that it cannot write.
+    """
     try:
-        return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*_DECODE_ERRORS, AttributeError):
         return image  # Damaged EXIF says nothing about the orientation; the pixels are still good.
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Every Pillow mode to RGB: transparency over white, 16-bit grey by its high byte, floats clipped to 0..255."""
+    """Every Pillow mode to RGB: transparency over white, 16-bit grey divided by 257, floats clipped to 0..255."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

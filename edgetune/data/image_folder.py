@@ -47,7 +47,7 @@ def scan_image_folder(root: Path) -> ImageFolder:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.", hint=_LAYOUT)
     train_root = root / "train"
-    if not train_root.is_dir():
+    if not set(_class_names(root)) & {"train"} or not set(_class_names(root)) <= {"train", "test", *_VAL_NAMES}:
         return _split_by_content(root, *_scan_classes(root))
     val_root = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
     classes, train, skipped = _scan_classes(train_root)
@@ -108,7 +108,8 @@ def _scan_files(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile, 
     skipped: list[SkippedFile] = []
     for label, name in enumerate(classes):
         for path in sorted((root / name).rglob("*")):
-            if path.name.startswith(".") or not path.is_file():
+            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            if hidden or not path.is_file():
                 continue
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 images.append(ImageFile(path, label))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.files import sha256_of_bytes, sha256_of_file, write_bytes_atomic
-
-_Shard = npt.NDArray[np.void]
 
 
 class FeatureCache:
@@ -24,19 +23,29 @@ class FeatureCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards: list[_Shard] = []
+        self._shards: list[Path] = []
         self._places: dict[str, tuple[int, int]] = {}
         for path in sorted(folder.glob("*.npy")):
-            self._open_shard(path)
+            self._add_shard(path)
 
     @property
     def known(self) -> dict[str, tuple[int, int]]:
         """The content hashes that are in the cache, mapped to where."""
         return self._places
 
-    def __getitem__(self, sha256: str) -> npt.NDArray[np.float32]:
-        shard, row = self._places[sha256]
-        features: npt.NDArray[np.float32] = self._shards[shard]["features"][row]
+    def gather(self, hashes: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Features float32 `(N, D)` of the images with these content hashes, in their order; one shard is open
+        at a time. Raises `KeyError` for a hash that is not in the cache.
+        """
+        by_shard: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for target, sha256 in enumerate(hashes):
+            shard, row = self._places[sha256]
+            by_shard[shard].append((target, row))
+        width = self._read(self._shards[next(iter(by_shard))])["features"].shape[1]
+        features = np.empty((len(hashes), width), dtype=np.float32)
+        for index, pairs in by_shard.items():
+            targets, rows = zip(*pairs, strict=True)
+            features[list(targets)] = self._read(self._shards[index])["features"][list(rows)]
         return features
 
     def append(self, hashes: Sequence[str], features: npt.NDArray[np.float32]) -> None:
@@ -49,14 +58,21 @@ class FeatureCache:
         data = stream.getvalue()
         path = self._folder / f"{sha256_of_bytes(data)}.npy"
         write_bytes_atomic(path, data)
-        self._open_shard(path)
+        self._add_shard(path)
 
-    def _open_shard(self, path: Path) -> None:
-        if sha256_of_file(path) != path.stem:
-            path.unlink(missing_ok=True)
-            return
-        shard: _Shard = np.load(path, mmap_mode="r", allow_pickle=False)
-        index = len(self._shards)
-        self._shards.append(shard)
-        for row, sha256 in enumerate(shard["sha256"]):
-            self._places[sha256.decode()] = (index, row)
+    def _add_shard(self, path: Path) -> None:
+        try:
+            if sha256_of_file(path) != path.stem:
+                path.unlink(missing_ok=True)
+                return
+            hashes = self._read(path)["sha256"].tolist()
+        except FileNotFoundError:
+            return  # another process found it damaged and dropped it
+        self._shards.append(path)
+        for row, sha256 in enumerate(hashes):
+            self._places[sha256.decode()] = (len(self._shards) - 1, row)
+
+    @staticmethod
+    def _read(path: Path) -> npt.NDArray[np.void]:
+        shard: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return shard

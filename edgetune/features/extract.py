@@ -50,6 +50,8 @@ def extract_features(
         DataError: not one file could be read.
         ModelError: the backbone gave NaN or infinity.
     """
+    if not files:
+        raise DataError("there are no images to compute features of.")
     kept: list[Sample] = []
     skipped: list[SkippedFile] = []
     found = frozenset(cache.known)
@@ -118,7 +120,7 @@ class _Writer:
 
 
 def _collect(kept: list[Sample], skipped: list[SkippedFile], cache: FeatureCache, from_cache: int) -> FeatureTable:
-    features = np.stack([cache[sample.sha256] for sample in kept])
+    features = cache.gather([sample.sha256 for sample in kept])
     return FeatureTable(
         features=features,
         labels=np.array([sample.file.label for sample in kept], dtype=np.int64),

@@ -127,10 +127,10 @@ def _cross_validate(
         scores = [_score(problem, solution, labels, rows) for solution, rows in zip(solutions, held_out, strict=True)]
         losses, hits = zip(*scores, strict=True)
         path.append(PathPoint(l2, sum(losses) / len(labels), sum(hits) / len(labels)))
-        progress("cross-validation", done, len(L2_GRID))
-        if done >= 3 and path[-3].log_loss < path[-2].log_loss < path[-1].log_loss:
+        is_over = done >= 3 and path[-3].log_loss < path[-2].log_loss < path[-1].log_loss
+        progress("cross-validation", len(L2_GRID) if is_over else done, len(L2_GRID))
+        if is_over:
             break
-    progress("cross-validation", len(L2_GRID), len(L2_GRID))
     return tuple(path)
 
 
@@ -184,6 +184,8 @@ def load_head(path: Path) -> LinearHead:
         head = LinearHead(tensors["weight"], tensors["bias"])
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise RunError(f"the head {path} cannot be read: {error}", hint="fit again with edgetune fit") from error
+    if head.weight.ndim != 2 or head.bias.shape != head.weight.shape[:1]:
+        raise RunError(f"the head {path} has weights {head.weight.shape} and bias {head.bias.shape}.")
     if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
         raise RunError(f"the head {path} holds NaN or infinity.", hint="fit again with edgetune fit")
     return head

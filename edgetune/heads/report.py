@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_TICKS = 30
+_MAX_NAME = 28
 
 
 def results_csv(path: tuple[PathPoint, ...]) -> bytes:
@@ -36,8 +38,9 @@ def confusion_png(metrics: Metrics) -> bytes:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _MAX_TICKS:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 3]}..." for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), short, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
@@ -107,5 +110,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's font lacks come out as boxes
+        figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()

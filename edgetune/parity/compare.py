@@ -42,6 +42,8 @@ def collect_logits(
     Raises:
         DataError: not one image could be read.
     """
+    if not files:
+        raise DataError("there are no images to compare on.")
     samples: list[Sample] = []
     skipped: list[SkippedFile] = []
     rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in runners}
@@ -50,10 +52,11 @@ def collect_logits(
             samples.extend(gathered)
             for name, runner in runners.items():
                 rows[name].append(infer_images(runner, images, LOGITS_OUTPUT))
-            progress("parity", len(samples) + len(skipped), len(files))
+            progress("parity", len(samples), len(files))
     if not samples:
         raise DataError(f"none of {len(files)} images could be read; the first: {skipped[0].path}: {skipped[0].reason}")
-    progress("parity", len(files), len(files))
+    if skipped:
+        progress("parity", len(files), len(files))
     return LogitsTable(
         files=tuple(sample.file for sample in samples),
         hashes=tuple(sample.sha256 for sample in samples),

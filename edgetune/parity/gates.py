@@ -14,7 +14,9 @@ from edgetune.parity.metrics import Comparison
 class Gate:
     """A rule left None does not apply. `max_relative_diff` is of the reference's largest absolute logit.
 
-    `min_agreement` and `max_drop` always let one image differ: that is the smallest step a set can show.
+    `min_agreement` and `max_drop` always let one image differ: that is the smallest step a set can show. A
+    `min_agreement` of 1 lets none differ but ties: images whose two labels the reference holds closer together
+    than two logits may move under `max_relative_diff`.
     """
 
     min_sqnr_db: float | None = None
@@ -56,21 +58,26 @@ def _judge_distance(comparison: Comparison, gate: Gate) -> list[str]:
     sqnr_db = math.inf if comparison.sqnr_db is None else comparison.sqnr_db
     if gate.min_sqnr_db is not None and not sqnr_db >= gate.min_sqnr_db:
         reasons.append(f"SQNR is {sqnr_db:.1f} dB, expected at least {gate.min_sqnr_db:g} dB")
-    if gate.max_relative_diff is not None:
-        limit = gate.max_relative_diff * max(1.0, comparison.reference_max_abs)
-        if not comparison.max_abs_diff <= limit:
-            reasons.append(
-                f"the largest logit difference is {comparison.max_abs_diff:.3g}, expected at most {limit:.3g}"
-            )
+    limit = _allowed_diff(comparison, gate)
+    if limit is not None and not comparison.max_abs_diff <= limit:
+        reasons.append(f"the largest logit difference is {comparison.max_abs_diff:.3g}, expected at most {limit:.3g}")
     return reasons
+
+
+def _allowed_diff(comparison: Comparison, gate: Gate) -> float | None:
+    if gate.max_relative_diff is None:
+        return None
+    return gate.max_relative_diff * max(1.0, comparison.reference_max_abs)
 
 
 def _judge_labels(comparison: Comparison, gate: Gate) -> list[str]:
     reasons = []
     if gate.min_agreement is not None:
-        exact = gate.min_agreement == 1.0
-        flips = comparison.flips - comparison.ties if exact else comparison.flips
-        allowed = 0 if exact else max(1, math.floor((1.0 - gate.min_agreement) * comparison.images))
+        flips = len(comparison.flip_margins)
+        allowed = max(1, math.floor((1.0 - gate.min_agreement) * comparison.images + 1e-9))
+        if gate.min_agreement == 1.0:
+            tie = 2.0 * (_allowed_diff(comparison, gate) or 0.0)
+            flips, allowed = sum(margin > tie for margin in comparison.flip_margins), 0
         if flips > allowed:
             reasons.append(
                 f"{flips} of {comparison.images} labels differ from the reference, expected at most {allowed}"
@@ -91,7 +98,7 @@ def _certify(comparison: Comparison, gate: Gate) -> tuple[list[str], bool | None
         return [], None
     if comparison.drop_upper_bound <= gate.max_drop:
         return [], True
-    discordant = max(comparison.flips, 1) / comparison.images
+    discordant = max(len(comparison.flip_margins), 1) / comparison.images
     needed = images_to_certify(gate.max_drop, discordant) if gate.max_drop > 0 else 0
     advice = f"; about {needed:,} images would" if needed > comparison.images else ""
     return [

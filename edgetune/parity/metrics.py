@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgetune.core.errors import TensorError
 from edgetune.core.stats import paired_drop_upper_bound
 
 Logits = npt.NDArray[np.float32]
@@ -17,9 +18,9 @@ class Comparison:
     """Figures of one candidate against its reference, on the same images in the same order.
 
     `sqnr_db` is 10 log10 of the reference's power over the difference's power: higher is better, and None
-    stands for "no difference at all". `flips` are images whose label differs, `ties` those flips whose two
-    labels the reference held closer together than twice the largest difference. `drop` is reference accuracy
-    minus candidate accuracy, `drop_upper_bound` its one-sided 95 % bound; accuracies need labels.
+    stands for "no difference at all". `flip_margins` has, for each image whose label differs, how far apart the
+    reference held the two labels' logits. `drop` is reference accuracy minus candidate accuracy,
+    `drop_upper_bound` its one-sided 95 % bound; accuracies need labels.
     """
 
     images: int
@@ -28,8 +29,7 @@ class Comparison:
     reference_max_abs: float
     sqnr_db: float | None
     top1_agreement: float
-    flips: int
-    ties: int
+    flip_margins: tuple[float, ...]
     reference_accuracy: float | None
     candidate_accuracy: float | None
     drop: float | None
@@ -37,24 +37,28 @@ class Comparison:
 
 
 def compare_logits(reference: Logits, candidate: Logits, labels: npt.NDArray[np.int64] | None) -> Comparison:
-    """Compares float32 logits `(N, classes)`, row by row; `labels` int64 `(N,)`."""
+    """Compares float32 logits `(N, classes)`, row by row; `labels` int64 `(N,)`.
+
+    Raises:
+        TensorError: the two have other shapes.
+    """
+    if reference.shape != candidate.shape or reference.ndim != 2:
+        raise TensorError(f"the reference's logits are {reference.shape}, the candidate's {candidate.shape}.")
     finite = bool(np.isfinite(reference).all() and np.isfinite(candidate).all())
     exact = reference.astype(np.float64)
-    difference = np.where(np.isfinite(candidate), candidate.astype(np.float64) - exact, np.inf)
-    max_abs_diff = float(np.abs(difference).max()) if finite else float("inf")
+    difference = candidate.astype(np.float64) - exact if finite else np.full_like(exact, np.inf)
     named, called = reference.argmax(axis=1), candidate.argmax(axis=1)
     flipped = np.flatnonzero(named != called)
-    margins = exact[flipped, named[flipped]] - exact[flipped, called[flipped]]
+    margins = exact[flipped, named[flipped]] - exact[flipped, called[flipped]] if finite else np.zeros(len(flipped))
     accuracy = _paired_accuracy(named, called, labels)
     return Comparison(
         images=len(reference),
         finite=finite,
-        max_abs_diff=max_abs_diff,
+        max_abs_diff=float(np.abs(difference).max()),
         reference_max_abs=float(np.abs(exact).max()) if finite else float("inf"),
         sqnr_db=_sqnr_db(exact, difference) if finite else None,
         top1_agreement=1.0 - len(flipped) / len(reference),
-        flips=len(flipped),
-        ties=int((margins <= 2 * max_abs_diff).sum()) if finite else 0,
+        flip_margins=tuple(float(margin) for margin in margins),
         **accuracy,
     )
 

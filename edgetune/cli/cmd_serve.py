@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgetune.cli.options import FOLDER, artifact_options
-from edgetune.cli.render import announce
+from edgetune.cli.options import FOLDER, artifact_options, json_option
+from edgetune.cli.render import Outcome, announce
+
+if TYPE_CHECKING:
+    from edgetune.serve.app import ServerReady
 
 
 @click.command("serve")
@@ -19,8 +23,16 @@ from edgetune.cli.render import announce
 @click.option("--model-name", default="", help="Name of the model in URLs; the bundle folder's name by default.")
 @click.option("--threads", type=click.IntRange(1), help="Threads per inference; all usable CPUs by default.")
 @artifact_options
+@json_option
 def command(
-    bundle: Path, host: str, port: int, model_name: str, threads: int | None, artifact: str, allow_failed: bool
+    bundle: Path,
+    host: str,
+    port: int,
+    model_name: str,
+    threads: int | None,
+    artifact: str,
+    allow_failed: bool,
+    as_json: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: the Open Inference Protocol V2, and images to labels at POST /v1/classify.
 
@@ -37,4 +49,20 @@ def command(
     settings = ServeSettings(
         host=host, port=port, model_name=model_name, artifact=artifact, allow_failed=allow_failed, threads=threads
     )
-    run_server(bundle, settings, announce)
+
+    def say(ready: ServerReady) -> None:
+        announce(Outcome("serve", ready, _lines(ready)), as_json=as_json)
+
+    run_server(bundle, settings, say)
+
+
+def _lines(ready: ServerReady) -> list[str]:
+    tested = ready.self_test
+    lines = [
+        f"artifact: {ready.artifact} ({ready.reason}) on {ready.runner}",
+        f"self-test: {tested.images} golden images, pixels within {tested.max_pixel_diff}, "
+        f"logits within {tested.max_logit_diff:.2g}",
+    ]
+    if ready.is_public:
+        lines.append(f"warning: {ready.address} is reachable from the network, and this server asks for no password")
+    return [*lines, f"ready: {ready.model} on {ready.address}"]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgetune.cli.render import show_error
-from edgetune.core.errors import EdgetuneError, UsageError
+from edgetune.core.errors import EdgetuneError, Interrupted, UsageError
 
 _COMMANDS = {
     "sample-data": "write a small real dataset as an image folder, offline",
@@ -69,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.UsageError as error:
         _show_usage_error(name, error, as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; nothing was left half written", err=True)
-        raise SystemExit(130) from None
+        show_error(name, Interrupted("stopped; nothing was left half written."), as_json=as_json)
     except click.ClickException as error:
         show_error(name, UsageError(error.format_message()), as_json=as_json)
     except ModuleNotFoundError as error:

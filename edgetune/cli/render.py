@@ -125,6 +125,11 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def announce(line: str) -> None:
-    """One line on stderr at once, from a command that goes on running."""
-    click.echo(line, err=True)
+def announce(outcome: Outcome, *, as_json: bool) -> None:
+    """Shows the outcome at once, from a command that goes on running: lines on stderr, or the envelope on stdout."""
+    if as_json:
+        _print_json(outcome.command, outcome.exit_code, _plain(outcome.data), outcome.messages, [])
+        sys.stdout.flush()
+        return
+    for line in outcome.lines:
+        click.echo(line, err=True)

@@ -26,6 +26,13 @@ class UsageError(EdgetuneError):
     exit_code = 2
 
 
+class Interrupted(EdgetuneError):
+    """Ctrl-C; the exit code is the shell's for SIGINT."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
 class DataError(EdgetuneError):
     """A folder of images, a split or its labels cannot be used."""
 

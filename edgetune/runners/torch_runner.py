@@ -66,6 +66,14 @@ class TorchRunner:
         return {self._output: result.float().cpu().numpy()}
 
 
+def has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def torch_version() -> str:
+    return str(torch.__version__)
+
+
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

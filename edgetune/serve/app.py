@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgetune.core.errors import UsageError
+from edgetune.runners.from_bundle import SelfTest
 from edgetune.serve.handlers import Handlers, json_response
 from edgetune.serve.model import ServedModel, open_model
 from edgetune.serve.scheduler import Scheduler
@@ -88,7 +90,20 @@ async def _answer_bug(_: Request, error: Exception) -> Response:
     return json_response({"error": f"internal error, id={identifier}"}, 500)
 
 
-def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class ServerReady:
+    """What a started server is: where it listens, what it runs and why, and how its self-test went."""
+
+    address: str
+    model: str
+    artifact: str
+    reason: str
+    runner: str
+    self_test: SelfTest
+    is_public: bool
+
+
+def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[ServerReady], None]) -> None:
     """Serves until SIGTERM or SIGINT; the socket opens after the bundle's self-test has passed.
 
     Raises:
@@ -102,8 +117,7 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[s
             timeout_keep_alive=5, timeout_graceful_shutdown=settings.shutdown_timeout_s, backlog=128,
         )  # fmt: skip
         with _bind(settings.host, settings.port) as listener:
-            for line in _describe_start(model, settings, listener.getsockname()[1]):
-                announce(line)
+            announce(_describe(model, settings.host, listener.getsockname()[1]))
             with _signals_end_cleanly():
                 uvicorn.Server(config).run(sockets=[listener])
 
@@ -130,14 +144,14 @@ def _bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _describe_start(model: ServedModel, settings: ServeSettings, port: int) -> list[str]:
-    artifact, tested = model.choice.artifact, model.tested
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    lines = [
-        f"artifact: {artifact.name} ({model.choice.reason}) on {model.runner.name}",
-        f"self-test: {tested.images} golden images, pixels within {tested.max_pixel_diff}, "
-        f"logits within {tested.max_logit_diff:.2g}",
-    ]
-    if settings.host not in _LOOPBACK:
-        lines.append(f"warning: {settings.host} is reachable from the network, and this server asks for no password")
-    return [*lines, f"ready: {model.name} on http://{host}:{port}"]
+def _describe(model: ServedModel, host: str, port: int) -> ServerReady:
+    shown = f"[{host}]" if ":" in host else host
+    return ServerReady(
+        address=f"http://{shown}:{port}",
+        model=model.name,
+        artifact=model.choice.artifact.name,
+        reason=model.choice.reason,
+        runner=model.runner.name,
+        self_test=model.tested,
+        is_public=host not in _LOOPBACK,
+    )

@@ -107,11 +107,13 @@ def fit(data: Path, out: Path, options: FitOptions, *, progress: Progress = no_p
 
 def choose_device(wanted: str) -> str:
     """Raises `UsageError` when CUDA is asked for and PyTorch sees no GPU."""
-    import torch
+    if wanted == "cpu":
+        return "cpu"
+    from edgetune.runners.torch_runner import has_cuda
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if wanted == "cuda" and not has_cuda():
         raise UsageError("--device cuda: PyTorch sees no CUDA device.", hint="edgetune doctor; or use --device cpu")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if has_cuda() else "cpu"
 
 
 def _extract(folder: ImageFolder, backbone: Backbone, options: FitOptions, progress: Progress) -> _Tables:
@@ -150,14 +152,12 @@ def _feature_source(backbone: Backbone, device: str) -> _FeatureSource:
     spec = backbone.architecture.preprocess
     extractor = FeatureExtractor(backbone.module, spec)
     if device == "cuda":
-        from edgetune.runners.torch_runner import TorchRunner
+        from edgetune.runners.torch_runner import TorchRunner, torch_version
 
         def open_torch() -> Runner:
             return TorchRunner(extractor, spec.crop_size, FEATURES_OUTPUT, device="cuda", precision="fp16")
 
-        import torch
-
-        return _FeatureSource(f"torch {torch.__version__} cuda", "fp16", _CUDA_BATCH, open_torch)
+        return _FeatureSource(f"torch {torch_version()} cuda", "fp16", _CUDA_BATCH, open_torch)
     version = ort_version()
     if version is None:
         raise MissingDependencyError("ONNX Runtime is not installed.", hint="pip install 'edgetune[train,cpu]'")

@@ -29,7 +29,7 @@ demo: $(VENV)/.demo-installed
 	$(EDGETUNE) sample-data digits demo/data --force; \
 	$(EDGETUNE) fit demo/data --out demo/run --force; \
 	$(EDGETUNE) export demo/run --out demo/bundle --int8 --force; \
-	$(EDGETUNE) parity demo/bundle --data demo/data --out demo/parity; \
+	$(EDGETUNE) parity demo/bundle --data demo/data --out demo/parity --force; \
 	$(EDGETUNE) predict demo/bundle "$$(ls demo/data/val/7/*.png | head -n 1)"; \
 	{ set +x; } 2>/dev/null; \
 	echo; echo "demo: $$(( $$(date +%s) - start )) s after installation; look at demo/run/report.html and demo/bundle/parity.html"

@@ -31,6 +31,7 @@ def command(bundle: Path, runs: int, threads: int | None, as_json: bool) -> None
     """
     result = bench(bundle, runs=runs, threads=threads, progress=progress_bars())
     lines = [f"{result.cpu}, {result.threads} thread(s)", *table(_COLUMNS, _rows(result)), ""]
+    lines += [f"{row.artifact}: {row.self_test}" for row in result.rows if row.self_test != "ok"]
     lines.append(f"ship: {result.recommended or 'nothing'} - {result.reason}")
     show(Outcome("bench", result, lines), as_json=as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,11 @@ _MAX_SKIPPED = 20
     help="Where the backbone runs; auto takes a GPU if PyTorch sees one.",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the cross-validation folds."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the folds.",
 )
 @force_option
 @json_option
@@ -90,6 +95,6 @@ def _outcome(result: FitResult) -> Outcome:
         "head": to_dict(run.head),
         "skipped": [to_dict(file) for file in skipped],
     }
-    bundle = Path("bundles") / result.run_path.name
-    next_command = f"edgetune export {result.run_path} --out {bundle} --int8"
+    bundle = Path("bundles") / result.run_path.absolute().name
+    next_command = shlex.join(["edgetune", "export", str(result.run_path), "--out", str(bundle), "--int8"])
     return Outcome("fit", data, lines, messages, next_command)

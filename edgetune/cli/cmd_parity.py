@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from edgetune.cli.options import FOLDER, Share, json_option
+from edgetune.cli.options import FOLDER, Share, force_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.bundle import PASS
+from edgetune.parity.gates import DEFAULT_MAX_DROP
 from edgetune.parity.report import COLUMNS, ParityReport, report_rows
 
 
@@ -17,10 +19,13 @@ from edgetune.parity.report import COLUMNS, ParityReport, report_rows
 @click.option("--data", type=FOLDER, help="Labelled images, CLASS/*.jpg; the run's validation images by default.")
 @click.option("--run", type=FOLDER, help="The run the bundle came from; by default the one its manifest records.")
 @click.option("--out", type=FOLDER, help="Write parity.json and parity.html into this folder.")
-@click.option("--max-drop", type=Share(), default=0.01, show_default=True, help="The accuracy an artifact may lose.")
+@click.option(
+    "--max-drop", type=Share(), default=DEFAULT_MAX_DROP, show_default=True, help="The accuracy an artifact may lose."
+)
+@force_option
 @json_option
 def command(
-    bundle: Path, data: Path | None, run: Path | None, out: Path | None, max_drop: float, as_json: bool
+    bundle: Path, data: Path | None, run: Path | None, out: Path | None, max_drop: float, force: bool, as_json: bool
 ) -> None:
     """Compare every artifact of BUNDLE with the PyTorch model, from file bytes to label.
 
@@ -33,11 +38,21 @@ def command(
     """
     from edgetune.steps.parity import ParityOptions, parity
 
-    report = parity(bundle, data, ParityOptions(run, out, max_drop), progress=progress_bars())
+    report = parity(bundle, data, ParityOptions(run, out, max_drop, force), progress=progress_bars())
     exit_code = 0 if report.verdict == PASS else GATE_FAILED
     messages = [f"skipped {file.path}: {file.reason}" for file in report.skipped]
-    next_command = f"edgetune bench {bundle}" if exit_code == 0 else ""
-    show(Outcome("parity", report, parity_lines(report), messages, next_command, exit_code), as_json=as_json)
+    next_command = shlex.join(["edgetune", "bench", str(bundle)]) if exit_code == 0 else ""
+    errors = gate_errors(report)
+    show(Outcome("parity", report, parity_lines(report), messages, next_command, exit_code, errors), as_json=as_json)
+
+
+def gate_errors(report: ParityReport) -> list[dict[str, str]]:
+    """One entry for each artifact that did not pass, with the stable code `gate`."""
+    return [
+        {"code": "gate", "message": f"{entry.artifact}: {entry.verdict}: {'; '.join(entry.reasons)}", "hint": ""}
+        for entry in report.artifacts
+        if entry.verdict != PASS
+    ]
 
 
 def parity_lines(report: ParityReport) -> list[str]:

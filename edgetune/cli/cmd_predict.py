@@ -27,9 +27,9 @@ def command(bundle: Path, images: tuple[Path, ...], top: int, artifact: str, all
     result = predict(bundle, images, artifact=artifact, top=top, allow_failed=allow_failed)
     failed = [image.error for image in result.images if image.error is not None]
     lines = [line for image in result.images if image.error is None for line in _lines(image)]
-    exit_code = 1 if failed else 0
     messages = [f"error: {text}" for text in failed]
-    show(Outcome("predict", result, lines, messages, exit_code=exit_code), as_json=as_json)
+    errors = [{"code": "image", "message": text, "hint": ""} for text in failed]
+    show(Outcome("predict", result, lines, messages, exit_code=1 if failed else 0, errors=errors), as_json=as_json)
 
 
 def _lines(image: ImagePrediction) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -29,6 +30,6 @@ def command(name: str, folder: Path, force: bool, as_json: bool) -> None:
     result = sample_data(folder, force=force)
     outcome = Outcome(
         "sample-data", result, [f"{result.images} images of {name} in {folder}"],
-        next_command=f"edgetune fit {folder} --out runs/{name}",
+        next_command=shlex.join(["edgetune", "fit", str(folder), "--out", f"runs/{name}"]),
     )  # fmt: skip
     show(outcome, as_json=as_json)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
-from edgetune.cli.render import show_error
+from edgetune.cli.render import show_bug, show_error
 from edgetune.core.errors import EdgetuneError, Interrupted, UsageError
 
 _COMMANDS = {
@@ -61,11 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; user errors end in one line and their exit code, bugs in their traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
-    name = next((word for word in words if word in _COMMANDS), "edgetune")
+    name = next((word for word in words if not word.startswith("-")), "edgetune")
     try:
         cli.main(args=words, prog_name="edgetune", standalone_mode=False)
     except EdgetuneError as error:
         show_error(name, error, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        raise SystemExit(2) from None
     except click.UsageError as error:
         _show_usage_error(name, error, as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
@@ -74,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show_error(name, UsageError(error.format_message()), as_json=as_json)
     except ModuleNotFoundError as error:
         show_error(name, _missing_module(error), as_json=as_json)
+    except OSError as error:
+        show_error(name, EdgetuneError(f"the system refused: {error}."), as_json=as_json)
+    except Exception as error:
+        if as_json:
+            show_bug(name, error)
+        raise
 
 
 def _show_usage_error(name: str, error: click.UsageError, *, as_json: bool) -> None:
@@ -81,11 +89,14 @@ def _show_usage_error(name: str, error: click.UsageError, *, as_json: bool) -> N
     show_error(name, UsageError(error.format_message(), hint=hint), as_json=as_json)
 
 
-_EXTRAS = {
-    "torch": "train", "torchvision": "train", "timm": "train", "safetensors": "train", "sklearn": "train",
-    "matplotlib": "train", "onnx": "onnx", "onnxscript": "onnx", "google": "onnx", "starlette": "serve",
-    "uvicorn": "serve", "orjson": "serve", "onnxruntime": "cpu",
+_MODULES = {
+    "train": ("torch", "torchvision", "timm", "safetensors", "sklearn", "scipy", "threadpoolctl", "matplotlib",
+              "huggingface_hub"),
+    "onnx": ("onnx", "onnxscript", "google"),
+    "serve": ("starlette", "uvicorn", "orjson"),
+    "cpu": ("onnxruntime",),
 }  # fmt: skip
+_EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}
 
 
 def _missing_module(error: ModuleNotFoundError) -> EdgetuneError:
@@ -96,15 +107,6 @@ def _missing_module(error: ModuleNotFoundError) -> EdgetuneError:
     if package not in _EXTRAS:
         raise error
     return MissingDependencyError(f"{package} is not installed.", hint=f"pip install 'edgetune[{_EXTRAS[package]}]'")
-
-
-def invoke(arguments: Sequence[str]) -> Any:
-    """Runs `main` and returns its exit code; for embedding and for tests."""
-    try:
-        main(arguments)
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 if __name__ == "__main__":

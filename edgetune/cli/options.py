@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ def force_option(command: F) -> F:
 def artifact_options(command: F) -> F:
     command = click.option(
         "--artifact", default="auto", show_default=True, metavar="NAME",
-        help="The bundle's file to run; auto takes the fastest that passed parity and suits this CPU.",
+        help="The bundle's file to run; auto takes INT8, else FP32, whichever passed parity and suits this CPU.",
     )(command)  # fmt: skip
     return click.option("--allow-failed", is_flag=True, help="Use an artifact even if it failed parity.")(command)
 
@@ -38,3 +39,9 @@ class Share(click.FloatRange):
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        share = super().convert(value, param, ctx)
+        if math.isnan(share):
+            self.fail(f"{value} is not a share between 0 and 1.", param, ctx)
+        return share

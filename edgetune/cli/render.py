@@ -28,12 +28,13 @@ class Outcome:
     messages: Sequence[str] = field(default=())
     next_command: str = ""
     exit_code: int = 0
+    errors: Sequence[dict[str, str]] = field(default=())
 
 
 def show(outcome: Outcome, *, as_json: bool) -> None:
     """Prints the outcome and ends the process with its exit code."""
     if as_json:
-        _print_json(outcome.command, outcome.exit_code, _plain(outcome.data), outcome.messages, [])
+        _print_json(outcome.command, outcome.exit_code, _plain(outcome.data), outcome.messages, outcome.errors)
     else:
         for line in outcome.lines:
             click.echo(line)
@@ -54,6 +55,12 @@ def show_error(command: str, error: EdgetuneError, *, as_json: bool) -> None:
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
     raise SystemExit(error.exit_code)
+
+
+def show_bug(command: str, error: Exception) -> None:
+    """The envelope of a failure that is no user's to mend; its traceback follows on stderr."""
+    entry = {"code": "internal", "message": f"{type(error).__name__}: {error}", "hint": "please report this"}
+    _print_json(command, 1, None, [], [entry])
 
 
 def progress_bars() -> Progress:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's message without the pages that libraries add to it; its class where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class EdgetuneError(Exception):
     """A problem that the user can solve; anything else that escapes is a bug.
 
@@ -91,6 +96,12 @@ class SelfTestError(EdgetuneError):
     """The golden images of a bundle give other answers on this machine."""
 
     code = "self_test"
+
+
+class AddressError(EdgetuneError):
+    """The server's address cannot be bound."""
+
+    code = "address"
 
 
 class OutputExistsError(EdgetuneError):

@@ -10,6 +10,8 @@ import re
 import secrets
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from typing import Any
 from edgetune.core.errors import DataError, EdgetuneError, OutputExistsError
 
 _CHUNK_BYTES = 1 << 20
+
+# What numpy raises on a damaged .npz.
+ARCHIVE_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def sha256_of_bytes(data: bytes) -> str:
@@ -50,10 +57,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
 
 
+def printable(text: str) -> str:
+    """The text as valid UTF-8: file names may hold bytes that are none, which come out as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Writes a temporary file beside `path`, flushes it to disk, and renames it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.partial"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -62,7 +75,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
 
 
@@ -71,7 +84,10 @@ def cache_root() -> Path:
     chosen = os.environ.get("EDGETUNE_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetune"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetune"
+    except RuntimeError:  # a container's user may have no home
+        return Path(tempfile.gettempdir()) / "edgetune-cache"
 
 
 # Hidden siblings that this process is using now; another process with our id, in a container long gone, left others.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +11,10 @@ import numpy.typing as npt
 
 from edgetune.core.bundle import Bundle
 from edgetune.core.errors import BundleError
+from edgetune.core.files import ARCHIVE_ERRORS
 
 GOLDEN_FOLDER = "golden"
 _TABLE = "golden.npz"
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -54,5 +52,5 @@ def load_golden(bundle: Bundle) -> tuple[GoldenSet, list[bytes]]:
             logits = {key.partition("/")[2]: table[key] for key in table.files if key.startswith("logits/")}
             golden = GoldenSet(tuple(str(name) for name in table["names"]), table["pixels"], logits)
         return golden, [(folder / name).read_bytes() for name in golden.names]
-    except _READ_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise BundleError(f"{folder} holds no golden set that can be read: {error}.") from error

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_STATUS = Path("/proc/self/status")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -52,7 +53,18 @@ def has_int8_dot_product() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """The highest resident memory that this process has had so far."""
-    import resource
+    """The highest resident memory that this process has had so far.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Linux carries `ru_maxrss` over from the process that started this one, so its own high-water mark is read there.
+    """
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -130,7 +130,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _grey_from_array(np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 257)
+        return _grey_from_array(np.clip(np.asarray(image), 0, 65535) // 257)
     if image.mode == "F":
         return _grey_from_array(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).round())
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
@@ -146,8 +146,9 @@ def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    page = Image.new("RGB", rgba.size, (255, 255, 255))
+    page.paste(rgba, mask=rgba.getchannel("A"))
+    return page
 
 
 def _resize_short_side(image: Image.Image, spec: PreprocessSpec, name: str, max_pixels: int) -> Image.Image:

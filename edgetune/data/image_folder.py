@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.errors import DataError
-from edgetune.core.files import sha256_of_file
+from edgetune.core.files import printable, sha256_of_file
 from edgetune.core.preprocess import IMAGE_SUFFIXES
 from edgetune.data.splits import is_validation
 
@@ -111,7 +111,9 @@ def _scan_files(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile, 
             hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
             if hidden or not path.is_file():
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if printable(str(path)) != str(path):
+                skipped.append(SkippedFile(path, "its name is not valid UTF-8"))
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
                 images.append(ImageFile(path, label))
             else:
                 skipped.append(SkippedFile(path, f"{path.suffix or 'no suffix'} is not a supported image type"))
@@ -121,7 +123,10 @@ def _scan_files(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile, 
 def _split_by_content(
     root: Path, classes: tuple[str, ...], images: tuple[ImageFile, ...], skipped: tuple[SkippedFile, ...]
 ) -> ImageFolder:
-    in_val = [is_validation(sha256_of_file(image.path)) for image in images]
+    try:
+        in_val = [is_validation(sha256_of_file(image.path)) for image in images]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
     train = tuple(image for image, val in zip(images, in_val, strict=True) if not val)
     val = tuple(image for image, val in zip(images, in_val, strict=True) if val)
     lacking = sorted(set(range(len(classes))) - {image.label for image in train})

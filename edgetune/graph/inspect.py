@@ -38,9 +38,17 @@ def describe_onnx(path: Path) -> dict[str, Any]:
         "outputs": [_describe_tensor(value) for value in model.graph.output],
         "operators": dict(counts.most_common()),
         "quantized": "QuantizeLinear" in counts,
-        "classes": json.loads(metadata[METADATA_CLASSES]) if METADATA_CLASSES in metadata else None,
-        "preprocess": json.loads(metadata[METADATA_PREPROCESS]) if METADATA_PREPROCESS in metadata else None,
+        "classes": _parse(metadata.get(METADATA_CLASSES)),
+        "preprocess": _parse(metadata.get(METADATA_PREPROCESS)),
     }
+
+
+def _parse(text: str | None) -> Any:
+    """None where the model has no such metadata, or somebody else's under our name."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _describe_tensor(value: onnx.ValueInfoProto) -> str:

@@ -13,13 +13,13 @@ from typing import cast
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import nn
 
-from edgetune.core.errors import ModelError
-from edgetune.core.files import cache_root, write_bytes_atomic
+from edgetune.core.errors import ModelError, first_line
+from edgetune.core.files import cache_root, sha256_of_bytes, sha256_of_file, write_bytes_atomic
 from edgetune.core.fingerprint import fingerprint
 from edgetune.core.tensors import FEATURES_OUTPUT, IMAGE_INPUT
+from edgetune.core.versions import installed_version
 from edgetune.graph.compose import MAX_IR_VERSION, OPSET, check_model, strip_debug_information
 
 MAX_BATCH = 4096
@@ -36,19 +36,23 @@ class _GlobalMean(nn.Module):
 
 def exporter_version() -> str:
     """What an exported graph depends on besides weights and preprocessing."""
-    return f"torch {torch.__version__}, opset {OPSET}, graph 2"
+    return f"torch {torch.__version__}, onnxscript {installed_version('onnxscript')}, opset {OPSET}, graph 2"
 
 
 def cached_features_model(extractor: nn.Module, crop_size: int, key: dict[str, str]) -> Path:
     """The ONNX file of a feature extractor from the cache, exported first where the cache lacks it.
 
-    `key` identifies weights and preprocessing; the exporter's version is added to it.
+    `key` identifies backbone and preprocessing; the exporter's version is added to it. The file's name ends in its
+    own sha256, so that a damaged file is noticed and exported anew.
     """
     name = fingerprint({**key, "exporter": exporter_version(), "crop_size": crop_size})
-    path = cache_root() / "graphs" / f"{name}.onnx"
-    if not _is_loadable(path):
-        model = export_features(extractor, crop_size)
-        write_bytes_atomic(path, model.SerializeToString())
+    folder = cache_root() / "graphs"
+    for path in folder.glob(f"{name}-*.onnx"):
+        if sha256_of_file(path) == path.stem.partition("-")[2]:
+            return path
+    content = export_features(extractor, crop_size).SerializeToString()
+    path = folder / f"{name}-{sha256_of_bytes(content)}.onnx"
+    write_bytes_atomic(path, content)
     return path
 
 
@@ -70,7 +74,7 @@ def export_features(extractor: nn.Module, crop_size: int) -> onnx.ModelProto:
                 input_names=[IMAGE_INPUT], output_names=[FEATURES_OUTPUT], external_data=False, verbose=False,
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the backbone cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the backbone cannot be exported to ONNX: {first_line(error)}") from error
     model = cast("torch.onnx.ONNXProgram", program).model_proto
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     strip_debug_information(model)
@@ -105,11 +109,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _is_loadable(path: Path) -> bool:
-    try:
-        onnx.load(path)
-    except (OSError, DecodeError):
-        return False
-    return True

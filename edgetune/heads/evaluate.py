@@ -23,7 +23,9 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """`confusion[i][j]` counts images of class i that were called class j; log loss in nats per image."""
+    """`confusion` has `(true class, called class, images)` by index, for pairs that occurred: its size is bounded by
+    the images, not by the square of the classes. Log loss in nats per image.
+    """
 
     task: str
     images: int
@@ -31,7 +33,7 @@ class Metrics:
     top1_accuracy_ci95: tuple[float, float]
     log_loss: float
     per_class: dict[str, ClassMetrics]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, int, int], ...]
 
 
 def evaluate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
@@ -48,7 +50,7 @@ def evaluate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], cla
         top1_accuracy_ci95=wilson_interval(hits, len(labels)),
         log_loss=float(-np.log(np.maximum(probabilities, 1e-30)).mean()),
         per_class={name: _class_metrics(confusion, index) for index, name in enumerate(classes)},
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        confusion=tuple((int(i), int(j), int(confusion[i, j])) for i, j in np.argwhere(confusion)),
     )
 
 

@@ -32,7 +32,9 @@ def results_csv(path: tuple[PathPoint, ...]) -> bytes:
 
 def confusion_png(metrics: Metrics) -> bytes:
     names = list(metrics.per_class)
-    counts = np.array(metrics.confusion)
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    for true, called, images in metrics.confusion:
+        counts[true, called] = images
     figure = _new_figure(min(12.0, 3.5 + 0.4 * len(names)), min(11.0, 3.0 + 0.4 * len(names)))
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from edgetune.core.errors import UsageError
+from edgetune.core.errors import UsageError, first_line
 from edgetune.core.preprocess import PreprocessSpec
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
@@ -70,7 +70,10 @@ def _from_timm(name: str, timm_name: str) -> Architecture:
 
     if not timm.is_model(timm_name.partition(".")[0]):
         raise UsageError(f"timm has no model {timm_name!r}.", hint=_nearest(timm_name, timm.list_models()))
-    module: Any = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()
+    try:
+        module: Any = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"timm cannot build {timm_name!r}: {first_line(error)}") from error
     config = resolve_data_config({}, model=module)
     crop_size = int(config["input_size"][-1])
     spec = PreprocessSpec(

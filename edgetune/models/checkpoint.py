@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from edgetune.core.errors import WeightsError
+from edgetune.core.errors import WeightsError, first_line
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
+# What torch.load and the unpickler under it raise on damaged bytes.
+_READ_ERRORS = (
+    OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+    MemoryError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -31,10 +37,10 @@ def read_state_dict(path: Path) -> StateDict:
         )
     try:
         content = _read(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _READ_ERRORS as error:
         raise WeightsError(
             f"the weights file {path} ({path.stat().st_size} bytes) cannot be read; it is damaged, cut short, "
-            f"or no weights file: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"or no weights file: {first_line(error)}",
             hint="fetch the file again and compare its size or sha256 with the publisher's",
         ) from error
     return _strip_prefixes(_unwrap(content, path))

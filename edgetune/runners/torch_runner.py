@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch
 
-from edgetune.core.errors import ModelError
+from edgetune.core.errors import ModelError, first_line
 from edgetune.core.tensors import IMAGE_INPUT, Array, Feed, TensorSpec, check_feed
 
 
@@ -39,8 +39,7 @@ class TorchRunner:
 
     def __enter__(self) -> TorchRunner:
         self._stack = contextlib.ExitStack()
-        was_training = self._module.training
-        self._stack.callback(self._module.train, was_training)
+        self._stack.callback(_restore_modes, [(layer, layer.training) for layer in self._module.modules()])
         self._module.eval()
         if self._device.type == "cuda":
             self._stack.callback(self._module.to, "cpu")
@@ -59,11 +58,20 @@ class TorchRunner:
         if self._stack is None:
             raise ModelError("the PyTorch runner is not open; use it in a with block.")
         check_feed(feed, self._specs)
-        images = torch.from_numpy(feed[IMAGE_INPUT]).to(self._device, non_blocking=True)
         autocast = torch.autocast(self._device.type, dtype=torch.float16, enabled=self._precision == "fp16")
-        with torch.inference_mode(), autocast:
-            result = self._module(images)
+        try:
+            images = torch.from_numpy(feed[IMAGE_INPUT]).to(self._device, non_blocking=True)
+            with torch.inference_mode(), autocast:
+                result = self._module(images)
+        except RuntimeError as error:  # out of memory, or no kernel for this GPU
+            raise ModelError(f"PyTorch failed on {self.name}: {first_line(error)}", hint="try --device cpu") from error
         return {self._output: result.float().cpu().numpy()}
+
+
+def _restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
+    """Layer by layer: a wrapper may be in train mode while the frozen backbone in it never is."""
+    for layer, was_training in modes:
+        layer.training = was_training
 
 
 def has_cuda() -> bool:

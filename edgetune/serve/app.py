@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edgetune.core.errors import UsageError
+from edgetune.core.errors import AddressError
 from edgetune.runners.from_bundle import SelfTest
 from edgetune.serve.handlers import Handlers, json_response
 from edgetune.serve.model import ServedModel, open_model
@@ -108,25 +109,40 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[S
 
     Raises:
         BundleError, ArtifactError, SelfTestError: nothing is served.
-        UsageError: the address cannot be bound.
+        AddressError: the address cannot be bound.
     """
     with open_model(bundle_path, settings) as model:
         app = create_app(model, settings)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="on",
-            timeout_keep_alive=5, timeout_graceful_shutdown=settings.shutdown_timeout_s, backlog=128,
-        )  # fmt: skip
-        with _bind(settings.host, settings.port) as listener:
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            lifespan="on",
+            ws="none",
+            backlog=128,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        )
+        server = uvicorn.Server(config)
+        with _bind(settings.host, settings.port) as listener, _signals_end_cleanly(server):
             announce(_describe(model, settings.host, listener.getsockname()[1]))
-            with _signals_end_cleanly():
-                uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
-def _signals_end_cleanly() -> Iterator[None]:
-    """After its shutdown uvicorn raises SIGTERM or SIGINT again; here a clean shutdown exits with 0."""
+def _signals_end_cleanly(server: uvicorn.Server) -> Iterator[None]:
+    """A signal before uvicorn listens for it still stops the server; and the one that uvicorn raises again after
+    its shutdown does no harm, so that a clean shutdown exits with 0.
+    """
     signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda _number, _frame: None) for number in signals]
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    before = [signal.signal(number, stop) for number in signals]
     try:
         yield
     finally:
@@ -139,7 +155,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        raise UsageError(
+        raise AddressError(
             f"{host}:{port} cannot be bound: {error.strerror or error}.", hint="choose another --host or --port"
         ) from error
 

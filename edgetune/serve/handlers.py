@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -90,6 +91,8 @@ class Handlers:
             except ImageError as error:
                 raise RequestError(400, error.message) from error
             logits = await self._scheduler.infer(lambda: self._model.logits(image))
+        if not np.isfinite(logits).all():
+            raise RequestError(500, "the model gives NaN or infinity for this image")
         answer: dict[str, Any] = {
             "model": self._model.name,
             "artifact": self._model.choice.artifact.name,

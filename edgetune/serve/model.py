@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import Bundle, load_bundle
+from edgetune.core.errors import UsageError
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT, Array
 from edgetune.runners.base import infer_images
@@ -19,6 +21,7 @@ from edgetune.runners.ort_runner import OrtRunner
 from edgetune.serve.settings import ServeSettings
 
 VERSION = "1"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,13 @@ def open_model(bundle_path: Path, settings: ServeSettings) -> Iterator[ServedMod
     Raises:
         BundleError, ArtifactError, SelfTestError: as their messages say; nothing is served then.
     """
+    if settings.model_name and not _MODEL_NAME.fullmatch(settings.model_name):
+        raise UsageError(
+            f"the model name {settings.model_name!r} cannot stand in a URL.", hint="letters, digits, '.', '_' and '-'"
+        )
     bundle = load_bundle(bundle_path)
     choice = choose_artifact(bundle, settings.artifact, allow_failed=settings.allow_failed)
     with open_runner(bundle, choice.artifact, settings.threads) as runner:
         tested = self_test(bundle, choice.artifact, runner)
-        name = settings.model_name or bundle_path.absolute().name
+        name = settings.model_name or bundle_path.resolve().name
         yield ServedModel(name, bundle, choice, runner, tested)

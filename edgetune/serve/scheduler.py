@@ -22,7 +22,8 @@ class Scheduler:
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._admitted = 0
-        self._decoding = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
+        # An image at the pixel limit takes a few hundred MB while it is decoded; two at a time fit a small device.
+        self._decoding = ThreadPoolExecutor(min(2, usable_cpus()), thread_name_prefix="decode")
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="infer")
 
     @contextmanager

@@ -20,6 +20,7 @@ class ServeSettings:
     allow_failed: bool = False
     threads: int | None = None
     max_requests: int = 32
+    max_connections: int = 256
     max_body_bytes: int = 16 * MIB
     max_batch: int = 64
     max_pixels: int = 25_000_000

@@ -11,22 +11,24 @@ import numpy as np
 from edgetune.bench.latency import Latency, time_runners
 from edgetune.bench.probe import ColdStart, probe_cold_start
 from edgetune.core.bundle import PASS, Artifact, Bundle, load_bundle
+from edgetune.core.errors import SelfTestError
 from edgetune.core.golden import load_golden
 from edgetune.core.machine import cpu_name, usable_cpus
 from edgetune.core.progress import Progress, no_progress
 from edgetune.runners.base import Runner
-from edgetune.runners.from_bundle import open_runner
+from edgetune.runners.from_bundle import open_runner, self_test, suits_machine
 
 DEFAULT_BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """`speedup` is the FP32 artifact's p50 at batch 1 over this one's."""
+    """`speedup` is the FP32 artifact's p50 at batch 1 over this one's; `self_test` is "ok", or what went wrong."""
 
     artifact: str
     precision: str
     verdict: str
+    self_test: str
     size_bytes: int
     latency: tuple[Latency, ...]
     cold_start: ColdStart
@@ -59,9 +61,11 @@ def bench(
             images = pixels[np.arange(batch) % len(pixels)]
             for name, latency in time_runners(runners, images, runs, progress=progress).items():
                 latencies[name].append(latency)
-    base = next(latencies[a.name][0].p50_ms for a in artifacts if a.precision == "fp32")
+        tested = {a.name: _self_test(bundle, a, runners[a.name]) for a in artifacts}
+    first = next((a for a in artifacts if a.precision == "fp32"), artifacts[0])
+    base = latencies[first.name][0].p50_ms
     rows = tuple(
-        BenchRow(a.name, a.precision, a.verdict, a.size_bytes, tuple(latencies[a.name]), starts[a.name],
+        BenchRow(a.name, a.precision, a.verdict, tested[a.name], a.size_bytes, tuple(latencies[a.name]), starts[a.name],
                  base / latencies[a.name][0].p50_ms)
         for a in artifacts
     )  # fmt: skip
@@ -72,10 +76,20 @@ def _start(bundle: Bundle, artifact: Artifact, threads: int) -> ColdStart:
     return probe_cold_start(bundle.path / artifact.name, bundle.manifest.preprocess.crop_size, threads)
 
 
+def _self_test(bundle: Bundle, artifact: Artifact, runner: Runner) -> str:
+    if not suits_machine(artifact):
+        return f"{artifact.target} INT8 is not for this CPU"
+    try:
+        self_test(bundle, artifact, runner)
+    except SelfTestError as error:
+        return error.message
+    return "ok"
+
+
 def _recommend(rows: tuple[BenchRow, ...]) -> tuple[str | None, str]:
-    passed = [row for row in rows if row.verdict == PASS]
+    passed = [row for row in rows if row.verdict == PASS and row.self_test == "ok"]
     if not passed:
-        return None, "no artifact passed parity"
+        return None, "no artifact passed parity and its self-test here"
     best = max(passed, key=lambda row: row.speedup)
     failed = [row.artifact for row in rows if row.speedup > best.speedup]
     reason = f"the fastest here that passed parity, {best.speedup:.2f}x the speed of FP32 at batch 1"

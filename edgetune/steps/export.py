@@ -22,14 +22,14 @@ from edgetune.data.splits import pick_stratified
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
 from edgetune.heads.linear import load_head
 from edgetune.parity.compare import LogitsTable, collect_logits
+from edgetune.parity.gates import DEFAULT_MAX_DROP
 from edgetune.parity.report import ParityReport, report_html, report_json
-from edgetune.quantize.calibrate import DEFAULT_IMAGES
-from edgetune.quantize.qdq import TARGETS
+from edgetune.quantize.calibrate import DEFAULT_IMAGES, TARGETS
 from edgetune.runners.base import Runner
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.steps.fit import features_model_path
 from edgetune.steps.int8 import Int8Job, int8_name, write_int8
-from edgetune.steps.parity import DEFAULT_MAX_DROP, REFERENCE_KEY, judge_table, make_report, run_files
+from edgetune.steps.parity import REFERENCE_KEY, judge_table, make_report, validation_files
 from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, open_classifier, stored_reference_bytes
 
 FLOAT_NAME = "model.onnx"
@@ -89,9 +89,10 @@ class _Maker:
         self._root = options.data if options.data is not None else Path(run.split.root)
 
     def make(self) -> tuple[Manifest, ParityReport, int]:
+        files = validation_files(self._run, self._root)
         self._progress("graph", 0, 1)
         backbone = load_run_backbone(self._run)
-        features_model = features_model_path(backbone)
+        features_model = features_model_path(backbone, self._run.preprocess)
         artifacts = [self._write_float(features_model)]
         self._progress("graph", 1, 1)
         calibrated = 0
@@ -108,7 +109,6 @@ class _Maker:
             }
             for artifact in artifacts:
                 runners[artifact.name] = stack.enter_context(OrtRunner(self._folder / artifact.name))
-            files = run_files(self._run, self._root, "val")
             table = collect_logits(files, self._run.preprocess, runners, progress=self._progress)
             names = {key: runner.name for key, runner in runners.items()}
         report, artifacts = self._judge(table, names, artifacts)

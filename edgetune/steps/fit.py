@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.config import to_dict
-from edgetune.core.errors import EdgetuneError, MissingDependencyError, UsageError
-from edgetune.core.files import cache_root, check_output, output_folder, pretty_json, sha256_of_file
+from edgetune.core.errors import DataError, EdgetuneError, MissingDependencyError, UsageError
+from edgetune.core.files import cache_root, check_output, output_folder, pretty_json, printable, sha256_of_file
 from edgetune.core.fingerprint import fingerprint
-from edgetune.core.preprocess import decoder_version
+from edgetune.core.preprocess import PreprocessSpec, decoder_version
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import (
     HEAD_NAME,
@@ -28,7 +28,7 @@ from edgetune.core.run import (
     write_run,
 )  # fmt: skip
 from edgetune.core.tensors import FEATURES_OUTPUT
-from edgetune.core.versions import library_versions
+from edgetune.core.versions import installed_version, library_versions
 from edgetune.data.image_folder import ImageFile, ImageFolder, scan_image_folder
 from edgetune.features.cache import FeatureCache
 from edgetune.features.extract import FeatureTable, extract_features
@@ -88,9 +88,13 @@ def fit(data: Path, out: Path, options: FitOptions, *, progress: Progress = no_p
         BackboneChangedError: a bit of the backbone changed, which a fit must never do.
     """
     check_output(out, RUN_NAME, force=options.force)
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(f"--out {out} lies inside the images' folder {data}, where it would become a class.")
     folder = scan_image_folder(data)
+    device = choose_device(options.device)
     backbone = load_backbone(options.model, options.weights)
-    tables = _extract(folder, backbone, options, progress)
+    tables = _extract(folder, backbone, device, progress)
+    _check_counts(folder.classes, tables.train)
     solved = fit_linear(
         tables.train.features, tables.train.labels, len(folder.classes), seed=options.seed,
         progress=progress,
@@ -116,11 +120,18 @@ def choose_device(wanted: str) -> str:
     return "cuda" if has_cuda() else "cpu"
 
 
-def _extract(folder: ImageFolder, backbone: Backbone, options: FitOptions, progress: Progress) -> _Tables:
-    source = _feature_source(backbone, choose_device(options.device))
+def _check_counts(classes: tuple[str, ...], train: FeatureTable) -> None:
+    for label, name in enumerate(classes):
+        count = int((train.labels == label).sum())
+        if count < 2:
+            raise DataError(f"the class {name!r} has {count} readable training images, expected at least 2.")
+
+
+def _extract(folder: ImageFolder, backbone: Backbone, device: str, progress: Progress) -> _Tables:
+    source = _feature_source(backbone, device)
     spec = backbone.architecture.preprocess
     key = fingerprint({
-        "weights": backbone.tensors_sha256, "preprocess": to_dict(spec), "decoder": decoder_version(),
+        "backbone": _identity(backbone), "preprocess": to_dict(spec), "decoder": decoder_version(),
         "layer": "pooled", "view": None, "runner": source.runner, "precision": source.precision,
     })  # fmt: skip
     cache = FeatureCache(cache_root() / "features" / key)
@@ -163,22 +174,25 @@ def _feature_source(backbone: Backbone, device: str) -> _FeatureSource:
         raise MissingDependencyError("ONNX Runtime is not installed.", hint="pip install 'edgetune[train,cpu]'")
 
     def open_ort() -> Runner:
-        return OrtRunner(features_model_path(backbone))
+        return OrtRunner(features_model_path(backbone, spec))
 
     return _FeatureSource(f"onnxruntime {version} CPU", "fp32", _CPU_BATCH, open_ort)
 
 
-def features_model_path(backbone: Backbone) -> Path:
+def features_model_path(backbone: Backbone, spec: PreprocessSpec) -> Path:
     """The backbone as ONNX, from the graph cache; its bits are the same for every task, so it is exported once."""
     from edgetune.graph.to_onnx import cached_features_model
 
-    spec = backbone.architecture.preprocess
-    key = {
-        "backbone": backbone.architecture.name,
-        "weights": backbone.tensors_sha256,
-        "preprocess": fingerprint(to_dict(spec)),
-    }
+    key = {"backbone": _identity(backbone), "preprocess": fingerprint(to_dict(spec))}
     return cached_features_model(FeatureExtractor(backbone.module, spec), spec.crop_size, key)
+
+
+def _identity(backbone: Backbone) -> str:
+    """What the backbone computes: its tensors, and the code around them, which lives in timm and torchvision. Two
+    architectures may share every tensor and still differ, in padding for instance.
+    """
+    code = {name: installed_version(name) for name in ("timm", "torchvision")}
+    return fingerprint({"name": backbone.architecture.name, "tensors": backbone.tensors_sha256, "code": code})
 
 
 def _record(
@@ -218,7 +232,7 @@ def _record(
 
 def _record_split(folder: ImageFolder, tables: _Tables) -> Split:
     def relative(path: Path) -> str:
-        return path.relative_to(folder.root).as_posix()
+        return printable(path.relative_to(folder.root).as_posix())
 
     def files(table: FeatureTable) -> tuple[SplitFile, ...]:
         pairs = zip(table.files, table.hashes, strict=True)

@@ -38,13 +38,14 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
 def _describe_run(path: Path) -> dict[str, Any]:
     run = load_run(path)
     metrics = read_json(path / METRICS_NAME) if (path / METRICS_NAME).is_file() else {}
+    accuracy = metrics.get("top1_accuracy") if isinstance(metrics, dict) else None
     split = {"root": run.split.root, "train": len(run.split.train), "val": len(run.split.val)}
     return {
         "kind": "run",
         "path": str(path),
         **{key: value for key, value in to_dict(run).items() if key != "split"},
         "split": {**split, "skipped": to_dict(run.split)["skipped"]},
-        "top1_accuracy": metrics.get("top1_accuracy"),
+        "top1_accuracy": accuracy,
     }
 
 

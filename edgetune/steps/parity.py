@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.core.bundle import Artifact, Bundle, load_bundle
-from edgetune.core.errors import DataError
-from edgetune.core.files import write_bytes_atomic
+from edgetune.core.bundle import MANIFEST_NAME, Artifact, Bundle, load_bundle
+from edgetune.core.errors import DataError, OutputExistsError, WeightsError
+from edgetune.core.files import sha256_of_file, write_bytes_atomic
 from edgetune.core.machine import cpu_name
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import Run, Skipped
 from edgetune.data.image_folder import ImageFile, SkippedFile, labelled_root, scan_labelled
 from edgetune.parity.compare import LogitsTable, collect_logits
-from edgetune.parity.gates import gate_for, judge
+from edgetune.parity.gates import DEFAULT_MAX_DROP, gate_for, judge
 from edgetune.parity.metrics import compare_logits
 from edgetune.parity.report import (
     SCHEMA_VERSION,
@@ -33,17 +33,10 @@ from edgetune.parity.report import (
 )  # fmt: skip
 from edgetune.runners.base import Runner
 from edgetune.runners.ort_runner import OrtRunner, ort_version
-from edgetune.steps.reference import (
-    StoredReference,
-    find_run,
-    has_torch,
-    load_run_backbone,
-    load_stored_reference,
-    open_classifier,
-)  # fmt: skip
+from edgetune.steps.reference import StoredReference, find_run, load_stored_reference, open_live_reference
 
 REFERENCE_KEY = "reference"
-DEFAULT_MAX_DROP = 0.01
+REPORT_NAME = "parity.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class ParityOptions:
     run: Path | None = None
     out: Path | None = None
     max_drop: float = DEFAULT_MAX_DROP
+    force: bool = False
 
 
 def parity(
@@ -63,14 +57,20 @@ def parity(
     Raises:
         BundleError, RunError, DataError: as their messages say.
     """
+    if options.out is not None:
+        _check_report_folder(options.out, force=options.force)
     bundle = load_bundle(bundle_path)
     found = find_run(bundle, options.run)
     files, listed = _files_to_judge(bundle, data, found[1] if found else None)
     with contextlib.ExitStack() as stack:
         runners: dict[str, Runner] = {}
         stored: StoredReference | None = None
-        if found is not None and has_torch():
-            runners[REFERENCE_KEY] = stack.enter_context(open_classifier(*found, load_run_backbone(found[1])))
+        try:
+            live = open_live_reference(found)
+        except (WeightsError, ModuleNotFoundError):
+            live = None  # the stored reference takes its place, and the report names it
+        if live is not None:
+            runners[REFERENCE_KEY] = stack.enter_context(live)
         else:
             stored = load_stored_reference(bundle)
         for artifact in bundle.manifest.artifacts:
@@ -81,7 +81,7 @@ def parity(
     source = str(data) if data is not None else "the run's validation split"
     report = make_report(source, len(bundle.manifest.classes), entries, (*listed, *table.skipped))
     if options.out is not None:
-        write_bytes_atomic(options.out / "parity.json", report_json(report))
+        write_bytes_atomic(options.out / REPORT_NAME, report_json(report))
         write_bytes_atomic(options.out / "parity.html", report_html(report))
     return report
 
@@ -132,16 +132,37 @@ def make_report(
     )
 
 
-def run_files(run: Run, root: Path, split: str) -> tuple[ImageFile, ...]:
-    """The images of the run's `train` or `val` split below `root`.
+def _check_report_folder(out: Path, *, force: bool) -> None:
+    if (out / MANIFEST_NAME).exists():
+        raise OutputExistsError(f"{out} is a bundle, and a bundle never changes.", hint="choose another --out")
+    if (out / REPORT_NAME).exists() and not force:
+        raise OutputExistsError(f"{out / REPORT_NAME} exists already.", hint="choose another --out, or add --force")
+
+
+def validation_files(run: Run, root: Path) -> tuple[ImageFile, ...]:
+    """The run's validation images below `root`, each with the content it had at the fit.
 
     Raises:
-        DataError: the data folder is gone.
+        DataError: the data folder is gone, or an image is missing or was changed: a proof on other images than the
+            run's would prove something else.
     """
     if not root.is_dir():
         raise DataError(f"the run's images are no longer at {root}.", hint="say where they are with --data DIR")
-    files = run.split.train if split == "train" else run.split.val
-    return tuple(ImageFile(root / file.path, file.label) for file in files)
+    lost = [file.path for file in run.split.val if not _is_unchanged(root / file.path, file.sha256)]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of the run's {len(run.split.val)} validation images below {root} are missing or were "
+            f"changed after the fit; the first is {lost[0]}.",
+            hint="put the images back, or fit again",
+        )
+    return tuple(ImageFile(root / file.path, file.label) for file in run.split.val)
+
+
+def _is_unchanged(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of_file(path) == sha256
+    except OSError:
+        return False
 
 
 def _files_to_judge(
@@ -156,4 +177,4 @@ def _files_to_judge(
             "there are no images to compare on: the bundle's run is gone or has changed.",
             hint="give labelled images with --data DIR, or the run with --run RUN",
         )
-    return run_files(run, Path(run.split.root), "val"), ()
+    return validation_files(run, Path(run.split.root)), ()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.core.bundle import load_bundle
-from edgetune.core.errors import ImageError
+from edgetune.core.errors import ArtifactError, ImageError
 from edgetune.core.labels import Prediction, top_predictions
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
@@ -49,6 +49,8 @@ def predict(
                 results.append(ImagePrediction(str(path), (), (), error.message))
                 continue
             logits = infer_images(runner, pixels[np.newaxis], LOGITS_OUTPUT)[0]
+            if not np.isfinite(logits).all():
+                raise ArtifactError(f"{choice.artifact.name} gives NaN or infinity for {path}.")
             best = top_predictions(logits, bundle.manifest.classes, top)
             results.append(ImagePrediction(str(path), best, tuple(float(value) for value in logits), None))
     return PredictResult(choice.artifact.name, choice.reason, tuple(results))

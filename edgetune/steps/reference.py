@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgetune.core.bundle import Bundle
 from edgetune.core.errors import BundleError, RunError, WeightsError
-from edgetune.core.files import sha256_of_file
+from edgetune.core.files import ARCHIVE_ERRORS, sha256_of_file
 from edgetune.core.run import HEAD_NAME, RUN_NAME, Run, load_run
 from edgetune.core.tensors import LOGITS_OUTPUT
 
@@ -45,8 +45,10 @@ def load_run_backbone(run: Run) -> Backbone:
     from edgetune.models.weights import find_published_weights, load_backbone
 
     path = Path(run.backbone.weights_path)
-    if not path.is_file():
+    if not path.is_file() and run.options.get("weights") is None:
         path = find_published_weights(run.backbone.name)
+    if not path.is_file():
+        raise WeightsError(f"the run's weights file {path} is gone.", hint="put it back, or fit again")
     if sha256_of_file(path) != run.backbone.weights_sha256:
         raise WeightsError(
             f"{path} is not the file that the run was fitted on (sha256 {run.backbone.weights_sha256[:12]}...).",
@@ -66,6 +68,17 @@ def open_classifier(run_folder: Path, run: Run, backbone: Backbone) -> TorchRunn
         raise RunError(f"{run_folder / HEAD_NAME} has shape {head.weight.shape}, which does not fit {RUN_NAME}.")
     classifier = Classifier(FeatureExtractor(backbone.module, run.preprocess), head.weight, head.bias)
     return TorchRunner(classifier, run.preprocess.crop_size, LOGITS_OUTPUT)
+
+
+def open_live_reference(found: tuple[Path, Run] | None) -> TorchRunner | None:
+    """The PyTorch model of a run that was found; None without a run or without torch.
+
+    Raises:
+        WeightsError, ModuleNotFoundError: the model cannot be rebuilt here.
+    """
+    if found is None or not has_torch():
+        return None
+    return open_classifier(*found, load_run_backbone(found[1]))
 
 
 def find_run(bundle: Bundle, wanted: Path | None) -> tuple[Path, Run] | None:
@@ -97,5 +110,5 @@ def load_stored_reference(bundle: Bundle) -> StoredReference:
         with np.load(path, allow_pickle=False) as table:
             rows = {str(sha256): row for sha256, row in zip(table["sha256"], table["logits"], strict=True)}
             return StoredReference(f"{table['name']}, stored", rows)
-    except (OSError, ValueError, KeyError) as error:
+    except ARCHIVE_ERRORS as error:
         raise BundleError(f"{path} holds no reference logits that can be read: {error}") from error

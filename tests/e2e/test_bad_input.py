@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,19 +167,71 @@ def test_one_changed_byte_anywhere_stops_every_command(small_bundle: Path, photo
     load_bundle(bundle)
 
 
-def test_an_artifact_that_failed_parity_is_marked_and_not_served(small_run: Path, photos: Path, tmp_path: Path) -> None:
-    """One calibration image and the FP32 head: if parity marks it FAIL, nothing uses it unless told to."""
-    out = tmp_path / "bundle"
-    done = edgetune("export", small_run, "--out", out, "--int8", "--keep-head", "--calibration-images", "1")
-    verdicts = {artifact.name: artifact.verdict for artifact in load_bundle(out).manifest.artifacts}
-    int8 = "model.int8.cpu-x86.onnx"
-    assert done.returncode == (3 if verdicts[int8] == "FAIL" else 0)
-    assert "only 1 calibration images" in done.stderr
-    if verdicts[int8] == "FAIL":
-        image = next((photos / "7").iterdir())
-        refused = edgetune("predict", out, image, "--artifact", int8)
-        _check_refused(refused, "failed parity")
-        assert edgetune("predict", out, image, "--artifact", int8, "--allow-failed").returncode == 0
+def test_an_artifact_that_failed_parity_is_not_used_unless_told_to(
+    small_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle, bundle)
+    _mark_failed(bundle, {"model.int8.cpu-x86.onnx"})
+    image = next((photos / "7").iterdir())
+    assert "model.onnx" in edgetune("predict", bundle, image, "--json").stdout
+    for command in (("predict", bundle, image), ("serve", bundle)):
+        refused = edgetune(*command, "--artifact", "model.int8.cpu-x86.onnx")
+        _check_refused(refused, "model.int8.cpu-x86.onnx failed parity")
+    told = edgetune("predict", bundle, image, "--artifact", "model.int8.cpu-x86.onnx", "--allow-failed")
+    assert told.returncode == 0
+    _mark_failed(bundle, {"model.onnx", "model.int8.cpu-x86.onnx"})
+    _check_refused(edgetune("serve", bundle), "no artifact that passed parity")
+
+
+def _mark_failed(bundle: Path, names: set[str]) -> None:
+    import dataclasses
+
+    from edgetune.core.bundle import write_manifest
+
+    manifest = load_bundle(bundle).manifest
+    artifacts = tuple(
+        dataclasses.replace(a, verdict="FAIL" if a.name in names else a.verdict) for a in manifest.artifacts
+    )
+    write_manifest(bundle, dataclasses.replace(manifest, artifacts=artifacts))
+
+
+def test_a_server_refuses_a_model_that_computes_something_else(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle, bundle)
+    _scale_head(bundle)
+    _check_refused(edgetune("serve", bundle, "--artifact", "model.onnx"), "gives other answers on this machine")
+
+
+def test_a_port_that_is_taken(small_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = edgetune("serve", small_bundle, "--port", str(taken.getsockname()[1]))
+    _check_refused(done, "cannot be bound")
+
+
+def test_validation_images_that_changed_after_the_fit_stop_the_export(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    assert edgetune("fit", data, "--out", tmp_path / "run").returncode == 0
+    victim = data / load_run(tmp_path / "run").split.val[0].path
+    victim.write_bytes(next((data / "7").iterdir()).read_bytes() + b"x")
+    _check_refused(edgetune("export", tmp_path / "run", "--out", tmp_path / "b"), "1 of the run's")
+    victim.unlink()
+    _check_refused(edgetune("export", tmp_path / "run", "--out", tmp_path / "b"), "missing or were changed")
+    shutil.rmtree(data)
+    moved = edgetune("export", tmp_path / "run", "--out", tmp_path / "b", "--int8")
+    _check_refused(moved, "no longer at")
+    assert "--data DIR" in moved.stderr
+    assert _leftovers(tmp_path) == ["run"]
+
+
+def test_an_output_inside_the_images_is_refused(photos: Path) -> None:
+    _check_refused(edgetune("fit", photos, "--out", photos / "runs" / "x"), "lies inside the images' folder", 2)
+
+
+def test_a_parity_report_never_lands_in_a_bundle(small_bundle: Path, photos: Path) -> None:
+    _check_refused(edgetune("parity", small_bundle, "--out", small_bundle, "--force"), "a bundle never changes")
+    load_bundle(small_bundle)
 
 
 def test_a_gate_that_fails_exits_3_and_keeps_the_bundle(small_run: Path, tmp_path: Path) -> None:
@@ -216,9 +269,11 @@ def _scale_head(bundle: Path) -> None:
         if entry.name == "head.weight":
             entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry) * 1.01, entry.name))
     onnx.save(model, bundle / "model.onnx")
-    (artifact,) = manifest.artifacts
-    artifact = dataclasses.replace(artifact, sha256=sha256_of_file(bundle / "model.onnx"))
-    write_manifest(bundle, dataclasses.replace(manifest, artifacts=(artifact,)))
+    digest = sha256_of_file(bundle / "model.onnx")
+    artifacts = tuple(
+        dataclasses.replace(a, sha256=digest) if a.name == "model.onnx" else a for a in manifest.artifacts
+    )
+    write_manifest(bundle, dataclasses.replace(manifest, artifacts=artifacts))
 
 
 def test_a_full_disk_leaves_no_bundle(small_run: Path, tmp_path: Path) -> None:

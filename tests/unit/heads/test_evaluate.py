@@ -22,8 +22,8 @@ def metrics() -> Metrics:
     return evaluate(_called(0, 0, 1, 1, 0, 1), np.array([0, 0, 0, 1, 1, 2]), CLASSES)
 
 
-def test_the_confusion_counts_true_classes_in_rows(metrics: Metrics) -> None:
-    assert metrics.confusion == ((2, 1, 0, 0), (1, 1, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0))
+def test_the_confusion_lists_what_was_called_what_and_how_often(metrics: Metrics) -> None:
+    assert metrics.confusion == ((0, 0, 2), (0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 1, 1))
     assert type(metrics.confusion[0][0]) is int
 
 

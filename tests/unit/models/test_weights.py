@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,21 @@ def test_features_are_what_the_publishers_model_feeds_its_last_layer(shufflenet_
         torch.testing.assert_close(logits, original(images), rtol=1e-5, atol=1e-5)
 
 
+def test_mnasnet_loads_though_its_hooks_want_metadata(tmp_path: Path) -> None:
+    torch.save(torchvision.models.mnasnet0_5(weights=None).state_dict(), tmp_path / "mnasnet.pth")
+    assert check_frozen(load_backbone("mnasnet0_5", tmp_path / "mnasnet.pth")).tensors > 200
+
+
+def test_densenet_loads_from_the_old_names_of_its_published_file(tmp_path: Path) -> None:
+    state = torchvision.models.densenet121(weights=None).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor for name, tensor in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    backbone = load_backbone("densenet121", tmp_path / "densenet.pth")
+    expected = state["features.denseblock1.denselayer1.norm1.weight"]
+    assert torch.equal(backbone.module.state_dict()["features.denseblock1.denselayer1.norm1.weight"], expected)
+
+
 def test_weights_of_another_architecture_are_listed(shufflenet_file: Path) -> None:
     with pytest.raises(WeightsError, match=r"does not fit efficientnet_lite0: 245 missing .* 338 unexpected"):
         load_backbone("efficientnet_lite0", shufflenet_file)
@@ -105,6 +121,8 @@ def test_an_unknown_backbone_gets_its_nearest_names() -> None:
     with pytest.raises(UsageError, match="no backbone 'resnet19'") as caught:
         build_architecture("resnet19")
     assert "resnet18" in caught.value.hint
+    with pytest.raises(UsageError, match=r"timm cannot build 'resnet18\.nope'"):
+        build_architecture("timm/resnet18.nope")
     with pytest.raises(UsageError, match="timm has no model 'resnett18'"):
         build_architecture("timm/resnett18")
 

@@ -119,8 +119,10 @@ def test_without_onnxruntime_a_sentence_says_which_extra(monkeypatch: pytest.Mon
     assert "edgetune[cpu]" in caught.value.hint
 
 
-def test_torch_modules_come_back_in_the_mode_they_were_in() -> None:
-    module = _Mean().train()
+def test_each_layer_of_a_torch_module_comes_back_in_the_mode_it_was_in() -> None:
+    """A wrapper in train mode around a frozen backbone in eval mode must not wake the backbone's BN."""
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(3).eval(), torch.nn.Flatten()).train()
+    module[0].eval()
     with TorchRunner(module, 4, LOGITS_OUTPUT):
-        assert not module.training
-    assert module.training
+        assert not any(layer.training for layer in module.modules())
+    assert (module.training, module[0].training, module[1].training) == (True, False, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -16,6 +17,7 @@ from edgetune.core.errors import EdgetuneError
 from edgetune.core.progress import Progress
 
 GATE_FAILED = 3
+_COLUMNS, _LINES = 80, 24  # where a terminal does not tell its size; tqdm would show nothing there
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ class _Bars:
         if self._bar is not None:
             self._bar.close()
         unit = {"features": "img", "parity": "img", "calibration": "img"}.get(stage, "step")
-        self._bar = tqdm(total=total, desc=f"{stage:>16}", unit=unit, dynamic_ncols=True, leave=True)
+        size = os.get_terminal_size(sys.stderr.fileno())
+        self._bar = tqdm(
+            total=total, desc=f"{stage:>16}", unit=unit, ncols=size.columns or _COLUMNS, nrows=size.lines or _LINES
+        )
         self._stage = stage
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +83,22 @@ def test_force_does_not_replace_a_folder_of_the_users(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not a folder that edgetune wrote" in done.stderr
     assert (tmp_path / "mine" / "train" / "cats" / "tom.jpg").read_bytes() == b"dear"
+
+
+def test_progress_bars_show_on_a_terminal_and_nowhere_else() -> None:
+    code = (
+        "from edgetune.cli.render import progress_bars\n"
+        "bars = progress_bars()\n"
+        "for stage in ('features', 'cross-validation'):\n"
+        "    for done in range(1, 4): bars(stage, done, 3)\n"
+    )
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert piped.stdout + piped.stderr == ""
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, timeout=60, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert shown.count("100%") == 2
+    assert "features" in shown
+    assert "img/s" in shown

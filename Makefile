@@ -28,7 +28,7 @@ demo: $(VENV)/.demo-installed
 	set -x; \
 	$(EDGETUNE) sample-data digits demo/data --force; \
 	$(EDGETUNE) fit demo/data --out demo/run --force; \
-	$(EDGETUNE) export demo/run --out demo/bundle --int8 --force; \
+	$(EDGETUNE) export demo/run --out demo/bundle --int8 --target cpu-x86 --force; \
 	$(EDGETUNE) parity demo/bundle --data demo/data --out demo/parity --force; \
 	$(EDGETUNE) predict demo/bundle "$$(ls demo/data/val/7/*.png | head -n 1)"; \
 	{ set +x; } 2>/dev/null; \

@@ -20,7 +20,10 @@ from edgetune.graph.compose import add_head, read_model, write_model
 from edgetune.graph.to_onnx import export_features
 from edgetune.models.head import Classifier, FeatureExtractor
 from edgetune.models.weights import load_backbone
-from edgetune.quantize.qdq import quantize_model
+from edgetune.quantize.images import ImageSpool
+from edgetune.quantize.quantizer import calibrate, quantize
+from edgetune.quantize.rounding import WeightOptions
+from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.runners.torch_runner import TorchRunner
@@ -56,7 +59,13 @@ def _make_runners(folder: Path, images: np.ndarray, threads: int) -> dict[str, R
     weight, bias = np.zeros((10, backbone.feature_dim), np.float32), np.zeros(10, np.float32)
     features = export_features(extractor, spec.crop_size)
     write_model(folder / "features.onnx", features)
-    quantize_model(folder / "features.onnx", folder / "features.int8.onnx", iter([images]))
+    target = find_target("cpu-x86")
+    with ImageSpool(iter([images])) as spool:
+        calibration = calibrate(features, spool, (target,))
+        write_model(
+            folder / "features.int8.onnx",
+            quantize(calibration, target, spool, options=WeightOptions(rounding=False)).model,
+        )
     for name in ("features", "features.int8"):
         write_model(folder / f"{name}.head.onnx", add_head(read_model(folder / f"{name}.onnx"), weight, bias))
     return {

@@ -30,26 +30,27 @@ class Latency:
 
 
 def time_runners(
-    runners: Mapping[str, Runner], images: npt.NDArray[np.uint8], runs: int, *, progress: Progress = no_progress
-) -> dict[str, Latency]:
+    runners: Mapping[str, Runner], images: npt.NDArray[np.uint8], runs: int, *, output: str = LOGITS_OUTPUT,
+    progress: Progress = no_progress,
+) -> dict[str, Latency]:  # fmt: skip
     """Times each open runner `runs` times on the same images uint8 `(N, H, W, 3)`, in rounds of a few calls."""
     times: dict[str, list[float]] = {name: [] for name in runners}
     for runner in runners.values():
         for _ in range(WARMUP_RUNS):
-            infer_images(runner, images, LOGITS_OUTPUT)
+            infer_images(runner, images, output)
     done = 0
     while done < runs:
         count = min(_ROUND_RUNS, runs - done)
         for name, runner in runners.items():
-            times[name] += [_time_once(runner, images) for _ in range(count)]
+            times[name] += [_time_once(runner, images, output) for _ in range(count)]
         done += count
         progress(f"batch {len(images)}", done, runs)
     return {name: _summarise(len(images), values) for name, values in times.items()}
 
 
-def _time_once(runner: Runner, images: npt.NDArray[np.uint8]) -> float:
+def _time_once(runner: Runner, images: npt.NDArray[np.uint8], output: str) -> float:
     start = time.perf_counter()
-    infer_images(runner, images, LOGITS_OUTPUT)
+    infer_images(runner, images, output)
     return (time.perf_counter() - start) * 1000.0
 
 

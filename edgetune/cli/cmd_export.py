@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.cli.cmd_parity import gate_errors, parity_lines
-from edgetune.cli.options import FOLDER, Share, force_option, json_option
+from edgetune.cli.options import FOLDER, PATH, Share, force_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show
 from edgetune.core.bundle import FAIL
 from edgetune.core.config import to_dict
 from edgetune.parity.gates import DEFAULT_MAX_DROP
-from edgetune.quantize.calibrate import DEFAULT_IMAGES, FEW_IMAGES, TARGETS
+from edgetune.quantize.calibrate import DEFAULT_IMAGES, DEFAULT_TARGETS, FEW_IMAGES, TargetRecord
 
 if TYPE_CHECKING:
     from edgetune.steps.export import ExportResult
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=FOLDER, required=True, help="The bundle folder to write.")
 @click.option("--int8", is_flag=True, help="Also write INT8 artifacts, calibrated on training images.")
 @click.option(
-    "--target", "targets", multiple=True, default=TARGETS, show_default=True, metavar="NAME",
+    "--target", "targets", multiple=True, default=DEFAULT_TARGETS, show_default=True, metavar="NAME",
     help="Where INT8 will run; may be given several times.",
 )  # fmt: skip
 @click.option("--data", type=FOLDER, help="Where the run's images are now, if they moved.")
@@ -34,18 +34,37 @@ if TYPE_CHECKING:
     help="How many training images calibrate, stratified by class.",
 )  # fmt: skip
 @click.option(
+    "--calib-recipe", "recipe", type=PATH,
+    help="Calibrate on the training images whose hashes this file lists, as a bundle's calibration.json does.",
+)  # fmt: skip
+@click.option(
     "--refit-head/--keep-head", default=True, show_default=True,
     help="Fit the INT8 head again on the features of the quantized backbone, or keep the FP32 head.",
 )  # fmt: skip
 @click.option(
+    "--rounding/--no-rounding", default=True, show_default=True,
+    help="Choose INT8 weights so that each layer's outputs stay what they were, or round them to nearest.",
+)  # fmt: skip
+@click.option(
+    "--per-tensor",
+    is_flag=True,
+    help="One INT8 weight scale a layer instead of one a channel, for accelerators that know no other.",
+)
+@click.option(
     "--max-drop", type=Share(), default=DEFAULT_MAX_DROP, show_default=True,
-    help="The accuracy an artifact may lose against PyTorch before it is marked FAIL.",
+    help="The accuracy an artifact may lose against PyTorch before it is marked FAIL; INT8 that loses more on "
+    "held-out training images keeps its worst layers in float.",
+)  # fmt: skip
+@click.option(
+    "--search-seconds", "search_s", type=click.FloatRange(0.0), default=300.0, show_default=True,
+    help="How long to look for layers to keep in float, per target.",
 )  # fmt: skip
 @force_option
 @json_option
 def command(
     run: Path, out: Path, int8: bool, targets: tuple[str, ...], data: Path | None, calibration_images: int,
-    refit_head: bool, max_drop: float, force: bool, as_json: bool,
+    recipe: Path | None, refit_head: bool, rounding: bool, per_tensor: bool, max_drop: float, search_s: float,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the bundle of RUN: ONNX and INT8 models, the proof of each, and all that a device needs.
 
@@ -56,9 +75,13 @@ def command(
     Example:
       edgetune export runs/first --out bundles/first --int8
     """
+    from edgetune.quantize.rounding import WeightOptions
     from edgetune.steps.export import ExportOptions, export
 
-    options = ExportOptions(int8, tuple(dict.fromkeys(targets)), data, calibration_images, refit_head, max_drop, force)
+    weights = WeightOptions(rounding=rounding, per_channel=not per_tensor)
+    options = ExportOptions(
+        int8, targets, data, calibration_images, recipe, refit_head, weights, max_drop, search_s, force
+    )
     result = export(run, out, options, progress=progress_bars())
     show(_outcome(result), as_json=as_json)
 
@@ -69,12 +92,21 @@ def _outcome(result: ExportResult) -> Outcome:
     lines += [f"{name}: {size:.1f} MB" for name, size in size_mb.items()]
     lines.append(f"report: {result.bundle_path / 'parity.html'}")
     messages = [f"skipped {file.path}: {file.reason}" for file in result.report.skipped]
-    if 0 < result.calibration_images < FEW_IMAGES:
-        messages.append(
-            f"warning: only {result.calibration_images} calibration images; {FEW_IMAGES} or more are advisable"
-        )
-    data = {"bundle": str(result.bundle_path), "artifacts": [to_dict(a) for a in result.manifest.artifacts],
-            "parity": to_dict(result.report), "calibration_images": result.calibration_images}  # fmt: skip
+    artifacts = [to_dict(artifact) for artifact in result.manifest.artifacts]
+    data: dict[str, Any] = {"bundle": str(result.bundle_path), "artifacts": artifacts}
+    data["parity"] = to_dict(result.report)
+    if result.calibration is not None:
+        images = len(result.calibration.images)
+        data["calibration_images"] = images
+        if images < FEW_IMAGES:
+            messages.append(f"warning: only {images} calibration images; {FEW_IMAGES} or more are advisable")
+        lines += [f"{record.target}: {_describe(record)}" for record in result.calibration.targets]
     exit_code = GATE_FAILED if result.report.verdict == FAIL else 0
     next_command = shlex.join(["edgetune", "serve" if exit_code == 0 else "info", str(result.bundle_path)])
     return Outcome("export", data, lines, messages, next_command, exit_code, gate_errors(result.report))
+
+
+def _describe(record: TargetRecord) -> str:
+    lost = record.drops.chosen
+    drop = "" if lost is None else f"; {lost:.2%} lost on {record.drops.images} held-out training images"
+    return f"{record.integer_layers} integer layers, {len(record.kept_float)} in float, {record.head}{drop}"

@@ -47,8 +47,15 @@ def is_x86() -> bool:
     return platform.machine().lower() in {"x86_64", "amd64"}
 
 
+def is_arm64() -> bool:
+    return platform.machine().lower() in {"aarch64", "arm64"}
+
+
 def has_int8_dot_product() -> bool:
-    """VNNI on x86, the dot-product extension on ARM. Without VNNI, u8 x s8 sums saturate at 16 bits on x86."""
+    """VNNI on x86, the dot-product extension on ARM: instructions that make INT8 faster than FP32.
+
+    False where the flags cannot be read. Whether sums saturate without them is for the runner to find out.
+    """
     return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp"})
 
 

@@ -38,12 +38,12 @@ def describe_onnx(path: Path) -> dict[str, Any]:
         "outputs": [_describe_tensor(value) for value in model.graph.output],
         "operators": dict(counts.most_common()),
         "quantized": "QuantizeLinear" in counts,
-        "classes": _parse(metadata.get(METADATA_CLASSES)),
-        "preprocess": _parse(metadata.get(METADATA_PREPROCESS)),
+        "classes": parse_metadata(metadata.get(METADATA_CLASSES)),
+        "preprocess": parse_metadata(metadata.get(METADATA_PREPROCESS)),
     }
 
 
-def _parse(text: str | None) -> Any:
+def parse_metadata(text: str | None) -> Any:
     """None where the model has no such metadata, or somebody else's under our name."""
     try:
         return None if text is None else json.loads(text)

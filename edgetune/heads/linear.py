@@ -20,6 +20,7 @@ from edgetune.heads.softmax import SoftmaxProblem, Solution
 # L2 strengths are relative to features scaled to unit variance, from "almost no head" to "hardly any penalty".
 L2_GRID = tuple(float(10.0**exponent) for exponent in np.arange(3.0, -2.01, -0.5))
 MAX_FOLDS = 5
+_HELD_OUT_PARTS = 3
 
 _CV_TOLERANCE, _FINAL_TOLERANCE = 3e-5, 1e-6
 
@@ -88,6 +89,46 @@ def refit_linear(
 ) -> LinearHead:
     """The same head on other features of the same images, at an L2 strength that is known already."""
     return _Problem(features, labels, classes).head(l2)
+
+
+@dataclass(frozen=True)
+class HeldOutHead:
+    """A head, and the rows that it was not fitted on."""
+
+    head: LinearHead
+    rows: npt.NDArray[np.int64]
+
+
+def held_out_heads(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], l2: float, *, seed: int = 0
+) -> tuple[HeldOutHead, ...]:
+    """Cross-validation in three parts, always the same for the same labels: each row is held out once.
+
+    Raises:
+        DataError: a class has fewer than two rows.
+    """
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        raise DataError("a class has fewer than two images; held-out accuracy needs two.")
+    from sklearn.model_selection import StratifiedKFold
+
+    splitter = StratifiedKFold(min(_HELD_OUT_PARTS, int(counts.min())), shuffle=True, random_state=seed)
+    splits = splitter.split(np.zeros(len(labels)), labels)
+    return tuple(
+        HeldOutHead(refit_linear(features[rest], labels[rest], len(counts), l2), rows) for rest, rows in splits
+    )
+
+
+def held_out_hits(
+    heads: Sequence[HeldOutHead], features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which rows the head that never saw them names right. `features` `(N, D)` may be of another backbone than the
+    one whose features the heads were fitted on, of the same images.
+    """
+    hits = np.zeros(len(labels), dtype=np.bool_)
+    for part in heads:
+        hits[part.rows] = part.head.logits(features[part.rows]).argmax(axis=1) == labels[part.rows]
+    return hits
 
 
 class _Problem:

@@ -2,40 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from pathlib import Path
 
 from edgetune.core.errors import DataError
+from edgetune.core.files import read_json
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.splits import pick_stratified
+from edgetune.quantize.budget import Trial
+from edgetune.quantize.quantizer import Calibration, QuantizedModel
+from edgetune.quantize.sensitivity import Sensitivity
 
-TARGETS = ("cpu-x86",)
+DEFAULT_TARGETS = ("cpu-x86", "tensorrt")
 DEFAULT_IMAGES = 300
 FEW_IMAGES = 32
-_SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-ImageBatches = Iterator[npt.NDArray[np.uint8]]
+
+@dataclass(frozen=True)
+class RangeRecord:
+    """The range that a tensor's integers span, and the candidate it came from; `sqnr_db` as on the calibration set,
+    None where nothing is lost.
+    """
+
+    low: float
+    high: float
+    method: str
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """`sqnr_db` of a layer's outputs against the float network, earlier errors included."""
+
+    layer: str
+    sqnr_db: float | None
+    weight_sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Drops:
+    """The share of `images` held-out training images that INT8 loses against FP32, with the FP32 head and with a head
+    fitted on the quantized backbone's features; None where that was not tried, or no image could be judged.
+    """
+
+    float_head: float | None
+    refitted_head: float | None
+    images: int
+    refit_wins: bool
+
+    @property
+    def chosen(self) -> float | None:
+        return self.refitted_head if self.refit_wins else self.float_head
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """One target's graph. `kept_float` gives the reason by layer; `trials` are those of the search for layers to keep
+    in float.
+    """
+
+    target: str
+    rounding: str
+    head: str
+    integer_layers: int
+    kept_float: dict[str, str]
+    drops: Drops
+    trials: tuple[Trial, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    layers: tuple[LayerRecord, ...]
+    ranges: dict[str, RangeRecord]
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """The calibration set by path and content hash, and the range `(low, high)` each quantized tensor got.
-
-    `head` tells whether the target has a head of its own, fitted on the features of the quantized backbone.
-    """
+    """The calibration set by path and content hash, and what was made of it for each target."""
 
     schema_version: int
     method: str
-    target: str
-    activations: str
-    weights: str
-    head: str
+    equalized_groups: int
     images: tuple[SplitFile, ...]
     skipped: tuple[Skipped, ...]
-    ranges: dict[str, tuple[float, float]]
+    targets: tuple[TargetRecord, ...]
 
 
 def pick_calibration_files(run: Run, count: int) -> tuple[SplitFile, ...]:
@@ -52,19 +102,68 @@ def pick_calibration_files(run: Run, count: int) -> tuple[SplitFile, ...]:
     return tuple(picked)
 
 
+def files_of_recipe(run: Run, recipe: Path) -> tuple[SplitFile, ...]:
+    """The run's training images whose hashes a recipe lists: `{"images": [{"sha256": ...}, ...]}`, the form of a
+    bundle's own `calibration.json`.
+
+    Raises:
+        DataError: the file is no such list, names images that the run does not have, or validation images.
+    """
+    wanted = _recipe_hashes(recipe)
+    validation = {file.sha256 for file in run.split.val}
+    leaked = [digest for digest in wanted if digest in validation]
+    if leaked:
+        raise DataError(f"{recipe} lists {len(leaked)} validation images; the first has the sha256 {leaked[0]}.")
+    known = {file.sha256: file for file in run.split.train}
+    missing = [digest for digest in wanted if digest not in known]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(wanted)} images that {recipe} lists are not among the run's training images; "
+            f"the first has the sha256 {missing[0]}."
+        )
+    return tuple(known[digest] for digest in dict.fromkeys(wanted))
+
+
+def _recipe_hashes(recipe: Path) -> list[str]:
+    content = read_json(recipe)
+    images = content.get("images") if isinstance(content, dict) else None
+    hashes = [entry.get("sha256") for entry in images if isinstance(entry, dict)] if isinstance(images, list) else []
+    wanted = [digest for digest in hashes if isinstance(digest, str)]
+    if not wanted or not isinstance(images, list) or len(wanted) < len(images):
+        raise DataError(
+            f'{recipe} is no calibration recipe: it has no list "images" whose entries have a "sha256".',
+            hint="the calibration.json of a bundle is one",
+        )
+    return wanted
+
+
 def calibration_record(
-    files: tuple[SplitFile, ...], skipped: tuple[Skipped, ...], target: str, ranges: dict[str, tuple[float, float]],
-    head: str,
+    files: Collection[SplitFile], skipped: tuple[Skipped, ...], calibration: Calibration,
+    targets: tuple[TargetRecord, ...],
 ) -> CalibrationRecord:  # fmt: skip
     unread = {file.path for file in skipped}
     return CalibrationRecord(
-        schema_version=_SCHEMA_VERSION,
-        method="mean of per-image minimum and maximum",
-        target=target,
-        activations="uint8 per tensor, zero point free",
-        weights="int8 per channel, symmetric",
-        head=head,
+        schema_version=SCHEMA_VERSION,
+        method="extremes and histograms in one pass; ranges by squared error, clipping weighted ten times",
+        equalized_groups=calibration.equalized_groups,
         images=tuple(file for file in files if file.path not in unread),
         skipped=skipped,
-        ranges=ranges,
+        targets=targets,
     )
+
+
+def layer_records(quantized: QuantizedModel) -> tuple[LayerRecord, ...]:
+    return tuple(
+        LayerRecord(error.layer, finite(error.sqnr_db), finite(error.weight_sqnr_db)) for error in quantized.errors
+    )
+
+
+def range_records(quantized: QuantizedModel) -> dict[str, RangeRecord]:
+    return {
+        name: RangeRecord(choice.low, choice.high, choice.method, finite(choice.sqnr_db))
+        for name, choice in quantized.ranges.items()
+    }
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

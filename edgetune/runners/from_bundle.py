@@ -10,11 +10,11 @@ import numpy.typing as npt
 from edgetune.core.bundle import FAIL, PASS, Artifact, Bundle
 from edgetune.core.errors import ArtifactError, SelfTestError
 from edgetune.core.golden import load_golden
-from edgetune.core.machine import has_int8_dot_product, is_x86
+from edgetune.core.machine import is_arm64, is_x86
 from edgetune.core.preprocess import decoder_version, preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.runners.base import Runner, infer_images
-from edgetune.runners.ort_runner import OrtRunner
+from edgetune.runners.ort_runner import OrtRunner, int8_saturates
 
 AUTO = "auto"
 
@@ -42,33 +42,39 @@ class SelfTest:
 
 
 def choose_artifact(bundle: Bundle, wanted: str = AUTO, *, allow_failed: bool = False) -> Choice:
-    """The artifact named; else INT8, else FP32, whichever passed parity and is correct on this CPU. What failed is
-    taken only if nothing passed and `allow_failed` is set.
+    """The artifact named; else the one expected to be fastest here of those that passed parity: INT8 for this CPU,
+    or FP32 first where INT8 is exact only at FP32's cost. What failed is taken only if nothing passed and
+    `allow_failed` is set.
 
     Raises:
         ArtifactError: the artifact's verdict is FAIL and `allow_failed` is not set, or nothing is left.
     """
     if wanted != AUTO:
-        artifact = bundle.artifact(wanted)
-        if artifact.verdict == FAIL and not allow_failed:
-            raise ArtifactError(
-                f"{artifact.name} failed parity with the PyTorch model.",
-                hint="see parity.html in the bundle; --allow-failed uses it all the same",
-            )
-        return Choice(artifact, "it was asked for")
+        return _choose_named(bundle.artifact(wanted), allow_failed)
     usable = [artifact for artifact in bundle.manifest.artifacts if artifact.verdict == PASS]
     if not usable and allow_failed:
         usable = list(bundle.manifest.artifacts)
-    for artifact in usable:
-        if artifact.precision == "int8" and suits_machine(artifact):
-            return Choice(artifact, f"INT8, {artifact.verdict}, and this CPU has INT8 dot products")
-    for artifact in usable:
-        if artifact.precision == "fp32":
-            return Choice(artifact, f"FP32, {artifact.verdict}; {_why_not_int8(bundle)}")
+    int8 = [artifact for artifact in usable if artifact.precision == "int8" and suits_machine(artifact)]
+    fp32 = [artifact for artifact in usable if artifact.precision == "fp32"]
+    if int8 and not int8_saturates():
+        return Choice(int8[0], f"INT8, {int8[0].verdict}, and exact here at full speed")
+    if fp32:
+        return Choice(fp32[0], f"FP32, {fp32[0].verdict}; {_why_not_int8(bundle)}")
+    if int8:
+        return Choice(int8[0], f"INT8, {int8[0].verdict}, with exact sums; no FP32 artifact passed parity")
     verdicts = ", ".join(f"{artifact.name}: {artifact.verdict}" for artifact in bundle.manifest.artifacts)
     raise ArtifactError(
         f"{bundle.path} has no artifact that passed parity ({verdicts}).", hint="--allow-failed uses one all the same"
     )
+
+
+def _choose_named(artifact: Artifact, allow_failed: bool) -> Choice:
+    if artifact.verdict == FAIL and not allow_failed:
+        raise ArtifactError(
+            f"{artifact.name} failed parity with the PyTorch model.",
+            hint="see parity.html in the bundle; --allow-failed uses it all the same",
+        )
+    return Choice(artifact, "it was asked for")
 
 
 def open_runner(bundle: Bundle, artifact: Artifact, threads: int | None = None) -> OrtRunner:
@@ -114,14 +120,23 @@ def _check_logits(
 
 
 def suits_machine(artifact: Artifact) -> bool:
-    """Whether the artifact computes correctly on this CPU: INT8 for x86 needs VNNI, without which it saturates."""
-    return artifact.precision != "int8" or (artifact.target == "cpu-x86" and is_x86() and has_int8_dot_product())
+    """Whether the artifact is made for this CPU, and so computes correctly on it.
+
+    INT8 for x86 is right on every x86: where u8 x s8 sums would saturate, the runner has them added exactly.
+    TensorRT's INT8 graph never suits a CPU, which takes most of it as slow float.
+    """
+    if artifact.precision != "int8":
+        return True
+    return (artifact.target == "cpu-x86" and is_x86()) or (artifact.target == "cpu-arm" and is_arm64())
 
 
 def _why_not_int8(bundle: Bundle) -> str:
     int8 = [artifact for artifact in bundle.manifest.artifacts if artifact.precision == "int8"]
     if not int8:
         return "the bundle has no INT8 artifact"
-    if all(artifact.verdict != PASS for artifact in int8):
-        return f"INT8 is {int8[0].verdict}"
-    return "INT8 is not for this CPU: it needs x86 with VNNI"
+    here = [artifact for artifact in int8 if suits_machine(artifact)]
+    if not here:
+        return f"the bundle has INT8 for {', '.join(artifact.target for artifact in int8)}, not for this CPU"
+    if all(artifact.verdict != PASS for artifact in here):
+        return f"INT8 is {here[0].verdict}"
+    return "INT8 is right here too, but about as slow: this CPU has no VNNI"

@@ -48,7 +48,7 @@ def _machine() -> list[Finding]:
     flags = cpu_flags()
     present = [name for name in _INSTRUCTION_SETS if name in flags]
     kind = "x86 with VNNI" if is_x86() else "ARM with dot products"
-    advice = "" if has_int8_dot_product() else "INT8 brings little here, and u8 x s8 sums may saturate; FP32 is served"
+    advice = "" if has_int8_dot_product() else "INT8 is exact here, but brings little speed; FP32 is served"
     return [
         Finding("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}", True, ""),
         Finding("cpu", f"{cpu_name()}, {usable_cpus()} usable", True, ""),

@@ -7,12 +7,13 @@ import dataclasses
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, SCHEMA_VERSION, Artifact, Manifest, RunOrigin, write_manifest
-from edgetune.core.errors import UsageError
-from edgetune.core.files import check_output, output_folder, sha256_of_file
+from edgetune.core.config import to_dict
+from edgetune.core.files import check_output, output_folder, pretty_json, sha256_of_file
 from edgetune.core.golden import GoldenSet, write_golden
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.progress import Progress, no_progress
@@ -23,14 +24,20 @@ from edgetune.graph.compose import add_head, read_model, set_metadata, write_mod
 from edgetune.heads.linear import load_head
 from edgetune.parity.compare import LogitsTable, collect_logits
 from edgetune.parity.gates import DEFAULT_MAX_DROP
-from edgetune.parity.report import ParityReport, report_html, report_json
-from edgetune.quantize.calibrate import DEFAULT_IMAGES, TARGETS
+from edgetune.parity.report import COLUMNS, ParityReport, report_html, report_json, report_rows
+from edgetune.quantize.calibrate import DEFAULT_IMAGES, DEFAULT_TARGETS, CalibrationRecord
+from edgetune.quantize.report import quantization_html
+from edgetune.quantize.rounding import WeightOptions
+from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner
-from edgetune.runners.ort_runner import OrtRunner
-from edgetune.steps.fit import features_model_path
-from edgetune.steps.int8 import Int8Job, int8_name, write_int8
+from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.steps.fit import feature_cache, features_model_path
+from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
 from edgetune.steps.parity import REFERENCE_KEY, judge_table, make_report, validation_files
 from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, open_classifier, stored_reference_bytes
+
+if TYPE_CHECKING:
+    from edgetune.models.weights import Backbone
 
 FLOAT_NAME = "model.onnx"
 GOLDEN_IMAGES = 4
@@ -38,17 +45,21 @@ GOLDEN_IMAGES = 4
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`data` says where the run's images are now, if they moved; `max_drop` is a share of images.
+    """`data` says where the run's images are now, if they moved; `recipe` lists calibration images by hash;
+    `max_drop` is a share of images, and `search_s` bounds the search for layers to keep in float.
 
     `refit_head` fits each INT8 target's head again on the features of its quantized backbone.
     """
 
     int8: bool = False
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = DEFAULT_TARGETS
     data: Path | None = None
     calibration_images: int = DEFAULT_IMAGES
+    recipe: Path | None = None
     refit_head: bool = True
+    weights: WeightOptions = WeightOptions()  # noqa: RUF009 - frozen
     max_drop: float = DEFAULT_MAX_DROP
+    search_s: float = DEFAULT_SEARCH_S
     force: bool = False
 
 
@@ -57,7 +68,7 @@ class ExportResult:
     bundle_path: Path
     manifest: Manifest
     report: ParityReport
-    calibration_images: int
+    calibration: CalibrationRecord | None
 
 
 def export(run_folder: Path, out: Path, options: ExportOptions, *, progress: Progress = no_progress) -> ExportResult:
@@ -66,15 +77,14 @@ def export(run_folder: Path, out: Path, options: ExportOptions, *, progress: Pro
     Raises:
         RunError, WeightsError, DataError, OutputExistsError: as their messages say.
     """
-    unknown = [target for target in options.targets if target not in TARGETS]
-    if unknown:
-        raise UsageError(f"--target {unknown[0]!r} is not supported; supported: {', '.join(TARGETS)}.")
+    for target in options.targets:
+        find_target(target)
     run = load_run(run_folder)
     check_output(out, MANIFEST_NAME, force=options.force)
     with output_folder(out, MANIFEST_NAME, force=options.force) as partial:
         maker = _Maker(run_folder, run, partial, options, progress)
-        manifest, report, calibrated = maker.make()
-    return ExportResult(out, manifest, report, calibrated)
+        manifest, report, calibration = maker.make()
+    return ExportResult(out, manifest, report, calibration)
 
 
 class _Maker:
@@ -88,21 +98,16 @@ class _Maker:
         self._progress = progress
         self._root = options.data if options.data is not None else Path(run.split.root)
 
-    def make(self) -> tuple[Manifest, ParityReport, int]:
+    def make(self) -> tuple[Manifest, ParityReport, CalibrationRecord | None]:
         files = validation_files(self._run, self._root)
         self._progress("graph", 0, 1)
         backbone = load_run_backbone(self._run)
         features_model = features_model_path(backbone, self._run.preprocess)
         artifacts = [self._write_float(features_model)]
         self._progress("graph", 1, 1)
-        calibrated = 0
-        for target in self._options.targets if self._options.int8 else ():
-            job = Int8Job(self._run, self._root, target, self._options.calibration_images, self._options.refit_head)
-            record = write_int8(
-                job, features_model, load_head(self._run_folder / HEAD_NAME), self._folder, self._progress
-            )
-            artifacts.append(_describe(self._folder / int8_name(target), "int8", target))
-            calibrated = len(record.images)
+        calibration = self._write_int8(features_model, backbone) if self._options.int8 else None
+        targets = [record.target for record in calibration.targets] if calibration else []
+        artifacts += [_describe(self._folder / int8_name(target), "int8", target) for target in targets]
         with contextlib.ExitStack() as stack:
             runners: dict[str, Runner] = {
                 REFERENCE_KEY: stack.enter_context(open_classifier(self._run_folder, self._run, backbone))
@@ -112,8 +117,11 @@ class _Maker:
             table = collect_logits(files, self._run.preprocess, runners, progress=self._progress)
             names = {key: runner.name for key, runner in runners.items()}
         report, artifacts = self._judge(table, names, artifacts)
+        if calibration is not None:
+            page = quantization_html(calibration, COLUMNS, report_rows(report), self._run.classes)
+            (self._folder / "quantization.html").write_bytes(page)
         self._write_golden(table)
-        return self._write_manifest(artifacts), report, calibrated
+        return self._write_manifest(artifacts), report, calibration
 
     def _write_float(self, features_model: Path) -> Artifact:
         head = load_head(self._run_folder / HEAD_NAME)
@@ -121,6 +129,19 @@ class _Maker:
         set_metadata(model, self._run.classes, self._run.preprocess)
         write_model(self._folder / FLOAT_NAME, model)
         return _describe(self._folder / FLOAT_NAME, "fp32", "any")
+
+    def _write_int8(self, features_model: Path, backbone: Backbone) -> CalibrationRecord:
+        options = self._options
+        chosen = Int8Options(
+            tuple(dict.fromkeys(options.targets)), options.calibration_images, options.recipe, options.refit_head,
+            options.weights, options.max_drop, options.search_s,
+        )  # fmt: skip
+        cache = feature_cache(backbone, f"onnxruntime {ort_version()} CPU", "fp32")
+        head = load_head(self._run_folder / HEAD_NAME)
+        job = Int8Job(self._run, self._root, features_model, cache, head, chosen)
+        record = write_int8(job, self._folder, self._progress)
+        (self._folder / "calibration.json").write_bytes(pretty_json(to_dict(record)))
+        return record
 
     def _judge(
         self, table: LogitsTable, names: dict[str, str], artifacts: list[Artifact]

@@ -130,15 +130,20 @@ def _check_counts(classes: tuple[str, ...], train: FeatureTable) -> None:
 def _extract(folder: ImageFolder, backbone: Backbone, device: str, progress: Progress) -> _Tables:
     source = _feature_source(backbone, device)
     spec = backbone.architecture.preprocess
-    key = fingerprint({
-        "backbone": _identity(backbone), "preprocess": to_dict(spec), "decoder": decoder_version(),
-        "layer": "pooled", "view": None, "runner": source.runner, "precision": source.precision,
-    })  # fmt: skip
-    cache = FeatureCache(cache_root() / "features" / key)
+    cache = feature_cache(backbone, source.runner, source.precision)
     # One pass over both splits, so that one session and one decoding pool serve them.
     files = (*folder.train, *folder.val)
     table = extract_features(files, spec, cache, source.open, batch_size=source.batch_size, progress=progress)
     return _Tables(_part_of(table, folder.train), _part_of(table, folder.val), source)
+
+
+def feature_cache(backbone: Backbone, runner: str, precision: str) -> FeatureCache:
+    """The cache of a backbone's features as `runner` computes them."""
+    key = fingerprint({
+        "backbone": _identity(backbone), "preprocess": to_dict(backbone.architecture.preprocess),
+        "decoder": decoder_version(), "layer": "pooled", "view": None, "runner": runner, "precision": precision,
+    })  # fmt: skip
+    return FeatureCache(cache_root() / "features" / key)
 
 
 def _part_of(table: FeatureTable, files: tuple[ImageFile, ...]) -> FeatureTable:

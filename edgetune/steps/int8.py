@@ -1,8 +1,11 @@
-"""One INT8 target of an export: calibrate, quantize the backbone, and fit the head on what it now computes."""
+"""The INT8 artifacts of an export: one calibration, and for each target a graph, its head, and the accuracy budget."""
 
 from __future__ import annotations
 
+import functools
+import math
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,101 +13,220 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetune.core.config import to_dict
-from edgetune.core.errors import DataError
-from edgetune.core.files import cache_root, pretty_json, sha256_of_file
-from edgetune.core.fingerprint import fingerprint
-from edgetune.core.preprocess import decoder_version
 from edgetune.core.progress import Progress
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.image_folder import ImageFile, SkippedFile
 from edgetune.data.samples import SampleStream, batches
+from edgetune.data.splits import pick_stratified
 from edgetune.features.cache import FeatureCache
-from edgetune.features.extract import extract_features
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
-from edgetune.heads.linear import LinearHead, refit_linear
-from edgetune.quantize.calibrate import CalibrationRecord, calibration_record, pick_calibration_files
-from edgetune.quantize.qdq import quantize_model
-from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.heads.linear import HeldOutHead, LinearHead, held_out_heads, held_out_hits, refit_linear
+from edgetune.quantize.budget import Trial, meet_budget
+from edgetune.quantize.calibrate import (
+    CalibrationRecord,
+    Drops,
+    TargetRecord,
+    calibration_record,
+    files_of_recipe,
+    layer_records,
+    pick_calibration_files,
+    range_records,
+)
+from edgetune.quantize.images import ImageSpool
+from edgetune.quantize.quantizer import Calibration, QuantizedModel, calibrate, quantize
+from edgetune.quantize.rounding import WeightOptions
+from edgetune.quantize.sensitivity import Sensitivity, rank_layers
+from edgetune.quantize.targets import Target, find_target
+from edgetune.runners.ort_runner import OrtRunner
+from edgetune.steps.training_features import TrainingFeatures, TrainingImages
+
+DEFAULT_SEARCH_S = 300.0
 
 _BATCH = 8
+_JUDGED_IMAGES = 1000  # enough to tell a drop of one point from none; more would only take longer
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """`recipe` lists the calibration images by hash. `max_drop` is a share of images; the search for layers to keep
+    in float ends after `search_s` seconds a target.
+    """
+
+    targets: tuple[str, ...]
+    calibration_images: int
+    recipe: Path | None = None
+    refit_head: bool = True
+    weights: WeightOptions = WeightOptions()  # noqa: RUF009 - frozen
+    max_drop: float = 0.01
+    search_s: float = DEFAULT_SEARCH_S
 
 
 @dataclass(frozen=True)
 class Int8Job:
-    """`root` is where the run's images are now."""
+    """`root` is where the run's images are now; `float_model` computes features, which `float_cache` may hold."""
 
     run: Run
     root: Path
-    target: str
-    calibration_images: int
-    refit_head: bool
+    float_model: Path
+    float_cache: FeatureCache
+    head: LinearHead
+    options: Int8Options
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One graph for a target with its head, and what they lose on held-out training images."""
+
+    quantized: QuantizedModel
+    head: LinearHead
+    drops: Drops
+
+    @property
+    def drop(self) -> float:
+        """The chosen head's; 0 where no image could be judged."""
+        return self.drops.chosen or 0.0
 
 
 def int8_name(target: str) -> str:
     return f"model.int8.{target}.onnx"
 
 
-def write_int8(
-    job: Int8Job, features_model: Path, head: LinearHead, folder: Path, progress: Progress
-) -> CalibrationRecord:
-    """Writes the target's model and `calibration.json` into `folder`; `head` is the FP32 head.
+def write_int8(job: Int8Job, folder: Path, progress: Progress) -> CalibrationRecord:
+    """Writes one model a target into `folder`, and returns the record of how they were made.
 
     Raises:
         DataError: no image to calibrate with, or none left to fit the head on.
+        ModelError: the backbone cannot be quantized.
     """
-    picked = pick_calibration_files(job.run, job.calibration_images)
+    targets = tuple(find_target(name) for name in job.options.targets)
+    recipe, count = job.options.recipe, job.options.calibration_images
+    picked = files_of_recipe(job.run, recipe) if recipe is not None else pick_calibration_files(job.run, count)
     skipped: list[SkippedFile] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        quantized = Path(scratch) / "features.onnx"
-        ranges = quantize_model(features_model, quantized, _calibration_batches(job, picked, skipped, progress))
-        if job.refit_head:
-            head = _refit(job, quantized, progress)
-        model = add_head(read_model(quantized), head.weight, head.bias)
-    set_metadata(model, job.run.classes, job.run.preprocess)
-    write_model(folder / int8_name(job.target), model)
+    records = []
+    with ImageSpool(_calibration_batches(job, picked, skipped)) as images:
+        calibration = calibrate(read_model(job.float_model), images, targets, progress=progress)
+        judge = _Judge(job, TrainingImages(job.run, job.root), progress)
+        for target in targets:
+            attempt, record = _TargetMaker(job, calibration, images, target, judge).make(progress)
+            model = add_head(attempt.quantized.model, attempt.head.weight, attempt.head.bias)
+            set_metadata(model, job.run.classes, job.run.preprocess)
+            write_model(folder / int8_name(target.name), model)
+            records.append(record)
     named = tuple(Skipped(file.path.relative_to(job.root).as_posix(), file.reason) for file in skipped)
-    origin = "fitted on the quantized backbone's features" if job.refit_head else "the FP32 head"
-    record = calibration_record(picked, named, job.target, ranges, origin)
-    (folder / "calibration.json").write_bytes(pretty_json(to_dict(record)))
-    return record
+    return calibration_record(picked, named, calibration, tuple(records))
 
 
 def _calibration_batches(
-    job: Int8Job, picked: tuple[SplitFile, ...], skipped: list[SkippedFile], progress: Progress
+    job: Int8Job, picked: tuple[SplitFile, ...], skipped: list[SkippedFile]
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Images whose content is what it was at the fit; others go to `skipped`."""
     files = [ImageFile(job.root / file.path, file.label) for file in picked]
     expected = {job.root / file.path: file.sha256 for file in picked}
-    done = 0
     with SampleStream(files, job.run.preprocess) as stream:
         for samples, images in batches(stream, _BATCH, skipped.append):
             same = np.array([expected[sample.file.path] == sample.sha256 for sample in samples])
             changed = [sample.file.path for sample, unchanged in zip(samples, same, strict=True) if not unchanged]
             skipped += [SkippedFile(path, "was changed after the fit") for path in changed]
-            done += len(samples)
-            progress("calibration", min(done, len(files) - 1), len(files))
             if same.any():
                 yield images[same]
-    progress("calibration", len(files), len(files))
 
 
-def _refit(job: Int8Job, quantized: Path, progress: Progress) -> LinearHead:
-    """The head at the run's L2 strength, on training features as this INT8 backbone computes them."""
-    files = [ImageFile(job.root / file.path, file.label) for file in job.run.split.train]
-    key = fingerprint({
-        "graph": sha256_of_file(quantized), "preprocess": to_dict(job.run.preprocess), "decoder": decoder_version(),
-        "layer": "pooled", "view": None, "runner": f"onnxruntime {ort_version()} CPU", "precision": "int8",
-    })  # fmt: skip
-    cache = FeatureCache(cache_root() / "features" / key)
-    table = extract_features(
-        files, job.run.preprocess, cache, lambda: OrtRunner(quantized), batch_size=_BATCH, progress=progress
-    )
-    expected = {job.root / file.path: file.sha256 for file in job.run.split.train}
-    same = np.array([expected[file.path] == sha256 for file, sha256 in zip(table.files, table.hashes, strict=True)])
-    labels = table.labels[same]
-    missing = set(range(len(job.run.classes))) - set(labels.tolist())
-    if missing:
-        names = ", ".join(job.run.classes[label] for label in sorted(missing))
-        raise DataError(f"no unchanged training image is left of {names}.", hint="fit again, or use --keep-head")
-    return refit_linear(table.features[same], labels, len(job.run.classes), job.run.head.l2)
+class _Judge:
+    """What INT8 backbones lose on training images that no head was fitted on; shared by all targets."""
+
+    def __init__(self, job: Int8Job, training: TrainingImages, progress: Progress) -> None:
+        self._job = job
+        self._training = training
+        self._progress = progress
+        train = job.run.split.train
+        hashes = [file.sha256 for file in train]
+        self.files = pick_stratified(train, [file.label for file in train], hashes, _JUDGED_IMAGES)
+        self._floats: dict[str, npt.NDArray[np.float32]] = {}
+        self._heads: tuple[HeldOutHead, ...] = ()
+
+    def drops(self, seen: TrainingFeatures) -> Drops:
+        """The accuracy lost against FP32, paired, by the FP32 head and by one fitted on these features."""
+        if np.bincount(seen.labels, minlength=len(self._job.run.classes)).min() < 2:
+            return Drops(None, None, 0, refit_wins=False)
+        floats = self._float_features(seen)
+        heads = self._heads = self._heads or held_out_heads(floats, seen.labels, self._job.run.head.l2)
+        exact, kept = (held_out_hits(heads, each, seen.labels) for each in (floats, seen.features))
+        if not self._job.options.refit_head or kept.sum() >= exact.sum():  # nothing lost, nothing to win back
+            return Drops(_drop(exact, kept), None, len(exact), refit_wins=False)
+        own = held_out_heads(seen.features, seen.labels, self._job.run.head.l2)
+        refitted = held_out_hits(own, seen.features, seen.labels)
+        better, worse = int((refitted & ~kept).sum()), int((kept & ~refitted).sum())
+        # The FP32 head also gives FP32's answers; it only goes where another is better by more than chance would be.
+        wins = better - worse > math.sqrt(better + worse)
+        return Drops(_drop(exact, kept), _drop(exact, refitted), len(exact), refit_wins=wins)
+
+    def _float_features(self, seen: TrainingFeatures) -> npt.NDArray[np.float32]:
+        """What the float backbone computes of the same images; the fit may have cached it."""
+        if not self._floats:
+            job = self._job
+            table = self._training.features(
+                job.float_cache, lambda: OrtRunner(job.float_model), self.files, self._progress
+            )
+            self._floats = dict(zip(table.hashes, table.features, strict=True))
+        return np.stack([self._floats[sha256] for sha256 in seen.hashes])
+
+
+def _drop(exact: npt.NDArray[np.bool_], hits: npt.NDArray[np.bool_]) -> float:
+    return float(exact.mean() - hits.mean())
+
+
+class _TargetMaker:
+    """All attempts at one target."""
+
+    def __init__(
+        self, job: Int8Job, calibration: Calibration, images: ImageSpool, target: Target, judge: _Judge
+    ) -> None:
+        self._job = job
+        self._calibration = calibration
+        self._images = images
+        self._target = target
+        self._judge = judge
+
+    def make(self, progress: Progress) -> tuple[_Attempt, TargetRecord]:
+        options = self._job.options
+        deadline = time.monotonic() + options.search_s
+        first = self._attempt((), progress)
+        ranked: tuple[Sensitivity, ...] = ()
+        if first.drop > options.max_drop:
+            ranked = rank_layers(self._calibration, first.quantized, self._target, self._images, progress=progress)
+        names = [each.layer for each in ranked if each.noise_share > 0.0]
+        attempt = functools.partial(self._attempt, progress=progress)
+        best, trials = meet_budget(first, names, attempt, options.max_drop, deadline)
+        return best, self._record(best, trials, ranked)
+
+    def _record(self, best: _Attempt, trials: tuple[Trial, ...], ranked: tuple[Sensitivity, ...]) -> TargetRecord:
+        placement = best.quantized.placement
+        return TargetRecord(
+            target=self._target.name,
+            rounding="compensated" if self._job.options.weights.rounding else "to nearest",
+            head="fitted on the quantized backbone's features" if best.drops.refit_wins else "the FP32 head",
+            integer_layers=len(placement.layers),
+            kept_float=dict(placement.kept_float),
+            drops=best.drops,
+            trials=trials,
+            sensitivity=ranked,
+            layers=layer_records(best.quantized),
+            ranges=range_records(best.quantized),
+        )
+
+    def _attempt(self, kept_float: tuple[str, ...], progress: Progress) -> _Attempt:
+        job = self._job
+        quantized = quantize(
+            self._calibration, self._target, self._images, options=job.options.weights, kept_float=kept_float,
+            progress=progress,
+        )  # fmt: skip
+        graph = quantized.model.SerializeToString()
+        training = TrainingImages(job.run, job.root)
+        with tempfile.TemporaryDirectory() as scratch:
+            cache = FeatureCache(Path(scratch))
+            seen = training.features(cache, lambda: OrtRunner(graph), self._judge.files, progress)
+            drops, head = self._judge.drops(seen), job.head
+            if drops.refit_wins:
+                every = training.features(cache, lambda: OrtRunner(graph), job.run.split.train, progress)
+                head = refit_linear(every.features, every.labels, len(job.run.classes), job.run.head.l2)
+        return _Attempt(quantized, head, drops)

@@ -42,7 +42,7 @@ def run(hymenoptera: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "hymenoptera"
-    edgetune("export", str(run), "--out", str(folder), "--int8")
+    edgetune("export", str(run), "--out", str(folder), "--int8", "--target", "cpu-x86")
     return folder
 
 
@@ -152,4 +152,7 @@ def test_calibration_is_recorded_and_uses_training_images_only(bundle: Path, run
     used = {file["sha256"] for file in record["images"]}
     assert len(used) == 244
     assert used <= train
-    assert all(low <= 0 <= high for low, high in record["ranges"].values())
+    (target,) = record["targets"]
+    assert target["target"] == "cpu-x86"
+    assert target["integer_layers"] == len(target["layers"]) == 49
+    assert all(entry["low"] <= entry["high"] for entry in target["ranges"].values())

@@ -63,6 +63,16 @@ def test_a_machine_without_cpuinfo_has_a_name_and_no_flags(tmp_path: Path, monke
     assert machine.has_int8_dot_product() is False
 
 
+@pytest.mark.parametrize(
+    ("name", "x86", "arm64"),
+    [("x86_64", True, False), ("AMD64", True, False), ("aarch64", False, True), ("arm64", False, True),
+     ("armv7l", False, False)],
+)  # fmt: skip
+def test_the_architecture_has_many_names(monkeypatch: pytest.MonkeyPatch, name: str, x86: bool, arm64: bool) -> None:
+    monkeypatch.setattr("platform.machine", lambda: name)
+    assert (machine.is_x86(), machine.is_arm64()) == (x86, arm64)
+
+
 def test_peak_memory_is_in_bytes() -> None:
     """An interpreter with numpy takes tens of megabytes, and no test takes a terabyte."""
     assert 10_000_000 < machine.peak_memory_bytes() < 10**12

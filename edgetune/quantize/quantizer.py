@@ -1,0 +1,103 @@
+"""A float classifier to INT8 graphs: one calibration, a graph per target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from edgetune.core.errors import ModelError
+from edgetune.core.progress import Progress, no_progress
+from edgetune.graph.compose import check_model
+from edgetune.graph.network import Network
+from edgetune.quantize.canonical import Pixels, canonical_network
+from edgetune.quantize.correct import LayerError, correct
+from edgetune.quantize.equalize import equalize
+from edgetune.quantize.histogram import Histogram
+from edgetune.quantize.images import ImageSpool
+from edgetune.quantize.lint import check_lint
+from edgetune.quantize.observe import histograms
+from edgetune.quantize.placement import Placement, place
+from edgetune.quantize.qdq import LayerWeights, QdqNetwork
+from edgetune.quantize.ranges import RangeChoice, choose_range, to_params
+from edgetune.quantize.rounding import WeightOptions
+from edgetune.quantize.targets import Target
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The float network, equalised, and what its tensors were seen to hold."""
+
+    network: Network
+    pixels: Pixels | None
+    seen: dict[str, Histogram]
+    equalized_groups: int
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """`weights` and `errors` are those of the layers that became integers, `ranges` of the tensors between them."""
+
+    model: onnx.ModelProto
+    placement: Placement
+    ranges: dict[str, RangeChoice]
+    weights: dict[str, LayerWeights]
+    errors: tuple[LayerError, ...]
+
+
+def calibrate(
+    model: onnx.ModelProto, images: ImageSpool, targets: tuple[Target, ...], *, progress: Progress = no_progress
+) -> Calibration:
+    """One look at the images for all targets.
+
+    Raises:
+        ModelError: the model cannot be quantized, has no layer for it, or holds NaN.
+    """
+    network, pixels = canonical_network(model)
+    groups = equalize(network, images)
+    network = Network.of_model(network.model())
+    placements = [place(network, target) for target in targets]
+    tensors = list(dict.fromkeys(name for placement in placements for name in placement.tensors))
+    if not tensors:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in placements[0].kept_float.items())
+        raise ModelError(f"no layer of the model can be quantized. {reasons}.")
+    return Calibration(network, pixels, histograms(network, tensors, images, progress=progress), groups)
+
+
+def quantize(
+    calibration: Calibration, target: Target, images: ImageSpool, *, options: WeightOptions = WeightOptions(),  # noqa: B008 - frozen
+    kept_float: tuple[str, ...] = (), progress: Progress = no_progress,
+) -> QuantizedModel:  # fmt: skip
+    """The target's graph; `kept_float` names layers that are not quantized."""
+    network = calibration.network
+    quantized, ranges = _build(calibration, target, place(network, target, kept_float))
+    correction = correct(quantized, network, images, options=options, progress=progress)
+    result = quantized.model()
+    check_model(result)
+    check_lint(result, target.name)
+    return QuantizedModel(result, quantized.placement, ranges, correction.weights, correction.errors)
+
+
+def without_layer(
+    calibration: Calibration, target: Target, quantized: QuantizedModel, layer: str
+) -> onnx.ModelProto:  # fmt: skip
+    """The same graph with one more layer in float, and nothing else changed: what that layer's integers cost."""
+    kept = (*quantized.placement.kept_float, layer)
+    isolated, _ = _build(calibration, target, place(calibration.network, target, kept))
+    for each in isolated.placement.layers:
+        isolated.set_weights(each, quantized.weights[each.name])
+    return isolated.model()
+
+
+def _build(
+    calibration: Calibration, target: Target, placement: Placement
+) -> tuple[QdqNetwork, dict[str, RangeChoice]]:  # fmt: skip
+    own = [name for name in placement.tensors if name not in placement.same_range]
+    ranges = {name: choose_range(calibration.seen[name], target) for name in own}
+    params = {name: to_params(choice.low, choice.high, target) for name, choice in ranges.items()}
+    params.update({name: params[source] for name, source in placement.same_range.items()})
+    pixels = calibration.pixels
+    if pixels is not None and pixels.tensor in params:
+        params[pixels.tensor] = pixels.params(target)
+    tensor = pixels.tensor if pixels is not None else None
+    return QdqNetwork(calibration.network, target, placement, params, tensor), ranges

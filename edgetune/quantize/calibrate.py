@@ -6,14 +6,17 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgetune.core.errors import DataError
 from edgetune.core.files import read_json
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.splits import pick_stratified
 from edgetune.quantize.budget import Trial
-from edgetune.quantize.quantizer import Calibration, QuantizedModel
-from edgetune.quantize.sensitivity import Sensitivity
+
+if TYPE_CHECKING:  # the command line reads this file's defaults on machines without onnx
+    from edgetune.quantize.quantizer import Calibration, QuantizedModel
+    from edgetune.quantize.sensitivity import Sensitivity
 
 DEFAULT_TARGETS = ("cpu-x86", "tensorrt")
 DEFAULT_IMAGES = 300

@@ -170,6 +170,8 @@ class _LayerFit:
             integers = nearest(weights, scale)
         bias = _bias(integers, scale, seen, prior)
         widened = widen_for_bias(scale, bias, float(self._params.scale))
+        if not self._options.per_channel:
+            widened = np.full_like(widened, widened.max())
         if (widened > scale).any():
             integers = nearest(weights, widened)
             bias = _bias(integers, widened, seen, prior)
@@ -208,7 +210,7 @@ def _bias(integers: Floats, scale: Float32s, samples: _Samples, prior: Floats) -
     if samples.images < 2:
         return np.add(prior, shift)
     variance = per_image.var(axis=1, ddof=1) / samples.images
-    believed: Floats = np.maximum(0.0, 1.0 - _SIGNIFICANCE**2 * variance / np.maximum(shift**2, 1e-30))
+    believed: Floats = np.maximum(0.0, 1.0 - _SIGNIFICANCE**2 * variance / np.maximum(shift**2, 1e-60))
     return np.add(prior, believed * shift)
 
 

@@ -13,7 +13,7 @@ from edgetune.quantize.targets import Target
 
 _PERCENTILES = (99.9, 99.99, 99.999)
 _SHRINKS = tuple(float(share) for share in np.linspace(0.98, 0.3, 35))
-_SMALLEST_SCALE = 1e-12
+_SMALLEST_SCALE = 1e-30  # untrained networks shrink their activations to almost nothing
 # Rounding errors of neighbours average out in the sums of the next layer; clipping errors of neighbours all have one
 # sign and add up. Measured on EfficientNet-Lite0: without this factor KL is a quarter higher where weights are rounded
 # to nearest, and the same where they are compensated.

@@ -137,5 +137,5 @@ def _sweep(
 
 def _ridge(moments: Moments) -> Floats:
     variance = np.einsum("gkk->g", moments.inputs) / moments.inputs.shape[-1]
-    ridge: Floats = _RIDGE * variance + 1e-10
+    ridge: Floats = _RIDGE * variance + 1e-30
     return ridge

@@ -140,7 +140,11 @@ def _load_edgetune(target: str, *flags: str) -> Callable[[Job], Work]:
 
         def work(job: Job) -> None:
             arguments = [str(job.model), "--calib", str(job.folder), "--out", str(job.out), "--target", target]
-            command.main(["quantize", *arguments, *flags])
+            try:
+                command.main(["quantize", *arguments, *flags])
+            except SystemExit as end:  # commands end their process themselves
+                if end.code:
+                    raise
 
         return work
 

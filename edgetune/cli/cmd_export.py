@@ -101,6 +101,7 @@ def _outcome(result: ExportResult) -> Outcome:
         if images < FEW_IMAGES:
             messages.append(f"warning: only {images} calibration images; {FEW_IMAGES} or more are advisable")
         lines += [f"{record.target}: {_describe(record)}" for record in result.calibration.targets]
+        messages += [_warn_of_floats(record) for record in result.calibration.targets if _runs_in_float(record)]
     exit_code = GATE_FAILED if result.report.verdict == FAIL else 0
     next_command = shlex.join(["edgetune", "serve" if exit_code == 0 else "info", str(result.bundle_path)])
     return Outcome("export", data, lines, messages, next_command, exit_code, gate_errors(result.report))
@@ -110,3 +111,14 @@ def _describe(record: TargetRecord) -> str:
     lost = record.drops.chosen
     drop = "" if lost is None else f"; {lost:.2%} lost on {record.drops.images} held-out training images"
     return f"{record.integer_layers} integer layers, {len(record.kept_float)} in float, {record.head}{drop}"
+
+
+def _runs_in_float(record: TargetRecord) -> bool:
+    return record.fused_layers is not None and record.fused_layers < record.integer_layers
+
+
+def _warn_of_floats(record: TargetRecord) -> str:
+    return (
+        f"warning: {record.target}: only {record.fused_layers} of {record.integer_layers} integer layers run as integers "
+        "in ONNX Runtime on this CPU"
+    )

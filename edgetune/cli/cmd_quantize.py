@@ -55,10 +55,10 @@ def command(
         resize=resize, force=force,
     )  # fmt: skip
     result = quantize_file(model, images, out, options, progress=progress_bars())
-    show(_outcome(result, target), as_json=as_json)
+    show(_outcome(result), as_json=as_json)
 
 
-def _outcome(result: QuantizeResult, target: str) -> Outcome:
+def _outcome(result: QuantizeResult) -> Outcome:
     comparison = result.comparison
     sqnr = "exact" if comparison.sqnr_db is None else f"{comparison.sqnr_db:.1f} dB"
     lines = [
@@ -71,7 +71,7 @@ def _outcome(result: QuantizeResult, target: str) -> Outcome:
     messages = [f"skipped {file.path}: {file.reason}" for file in result.skipped]
     if result.images < FEW_IMAGES:
         messages.append(f"warning: only {result.images} calibration images; {FEW_IMAGES} or more are advisable")
-    if target.startswith("cpu"):
+    if result.speedup is not None:
         lines.append(f"speed here at batch 1: {result.speedup:.2f}x the float model's")
         if result.fused_layers < result.integer_layers:
             messages.append(

@@ -64,7 +64,8 @@ class Drops:
 @dataclass(frozen=True)
 class TargetRecord:
     """One target's graph. `kept_float` gives the reason by layer; `trials` are those of the search for layers to keep
-    in float.
+    in float. `fused_layers` of the integer layers run as integers in ONNX Runtime on this CPU; None where the target is
+    another machine.
     """
 
     target: str
@@ -77,6 +78,7 @@ class TargetRecord:
     sensitivity: tuple[Sensitivity, ...]
     layers: tuple[LayerRecord, ...]
     ranges: dict[str, RangeRecord]
+    fused_layers: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgetune.core.machine import is_arm64, is_x86
 from edgetune.core.progress import Progress
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.image_folder import ImageFile, SkippedFile
@@ -32,6 +33,7 @@ from edgetune.quantize.calibrate import (
     pick_calibration_files,
     range_records,
 )
+from edgetune.quantize.census import count_operators, fused_layers
 from edgetune.quantize.images import ImageSpool
 from edgetune.quantize.quantizer import Calibration, QuantizedModel, calibrate, quantize
 from edgetune.quantize.rounding import WeightOptions
@@ -212,7 +214,14 @@ class _TargetMaker:
             sensitivity=ranked,
             layers=layer_records(best.quantized),
             ranges=range_records(best.quantized),
+            fused_layers=self._count_fused(best.quantized),
         )
+
+    def _count_fused(self, quantized: QuantizedModel) -> int | None:
+        here = {"cpu-x86": is_x86(), "cpu-arm": is_arm64()}
+        if not here.get(self._target.name, False):
+            return None
+        return fused_layers(count_operators(quantized.model.SerializeToString()))[0]
 
     def _attempt(self, kept_float: tuple[str, ...], progress: Progress) -> _Attempt:
         job = self._job

@@ -28,7 +28,7 @@ from edgetune.runners.base import Runner, infer_images
 from edgetune.runners.ort_runner import OrtRunner
 
 _BATCH = 8
-_COMPARED_IMAGES, _TIMED_RUNS = 64, 20
+_COMPARED_IMAGES, _TIMED_RUNS = 32, 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """`comparison` is with the float model on calibration images, so it flatters; `speedup` is at batch 1, here;
-    `fused_layers` of the integer layers run as integers in ONNX Runtime on this CPU.
+    """`comparison` is with the float model on calibration images, so it flatters. `speedup` is at batch 1 here, None
+    for targets that are no CPU; `fused_layers` of the integer layers run as integers in ONNX Runtime on this CPU.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class QuantizeResult:
     integer_layers: int
     kept_float: dict[str, str]
     comparison: Comparison
-    speedup: float
+    speedup: float | None
     fused_layers: int
     skipped: tuple[Skipped, ...]
 
@@ -92,7 +92,9 @@ def quantize_file(
         )  # fmt: skip
         content = quantized.model.SerializeToString()
         with OrtRunner(model.SerializeToString()) as reference, OrtRunner(content) as candidate:
-            comparison, speedup = _compare({"float": reference, "int8": candidate}, spool)
+            runners = {"float": reference, "int8": candidate}
+            comparison = _compare(runners, spool)
+            speedup = _time(runners, spool) if target.dense else None
         write_bytes_atomic(out, content)
         count = spool.count
     return QuantizeResult(
@@ -136,14 +138,18 @@ def _stream(
             yield images
 
 
-def _compare(runners: Mapping[str, OrtRunner], spool: ImageSpool) -> tuple[Comparison, float]:
+def _compare(runners: Mapping[str, OrtRunner], spool: ImageSpool) -> Comparison:
     output = runners["float"].output_specs[0].name
     outputs: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in runners}
     for batch in spool.batches(_BATCH, _COMPARED_IMAGES):
         for name, runner in runners.items():
             outputs[name].append(infer_images(runner, batch, output))
-    first = next(spool.batches(1, 1))
+    return compare_logits(np.concatenate(outputs["float"]), np.concatenate(outputs["int8"]), None)
+
+
+def _time(runners: Mapping[str, OrtRunner], spool: ImageSpool) -> float:
+    """How many times as fast INT8 is, one image at a time, with all threads."""
+    output = runners["float"].output_specs[0].name
     timed: Mapping[str, Runner] = runners
-    latency = time_runners(timed, first, _TIMED_RUNS, output=output)
-    comparison = compare_logits(np.concatenate(outputs["float"]), np.concatenate(outputs["int8"]), None)
-    return comparison, latency["float"].p50_ms / latency["int8"].p50_ms
+    latency = time_runners(timed, next(spool.batches(1, 1)), _TIMED_RUNS, output=output)
+    return latency["float"].p50_ms / latency["int8"].p50_ms

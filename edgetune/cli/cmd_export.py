@@ -118,7 +118,5 @@ def _runs_in_float(record: TargetRecord) -> bool:
 
 
 def _warn_of_floats(record: TargetRecord) -> str:
-    return (
-        f"warning: {record.target}: only {record.fused_layers} of {record.integer_layers} integer layers run as integers "
-        "in ONNX Runtime on this CPU"
-    )
+    count = f"{record.fused_layers} of {record.integer_layers}"
+    return f"warning: {record.target}: only {count} integer layers run as integers in ONNX Runtime on this CPU"

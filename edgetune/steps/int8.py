@@ -45,6 +45,7 @@ from edgetune.steps.training_features import TrainingFeatures, TrainingImages
 DEFAULT_SEARCH_S = 300.0
 
 _BATCH = 8
+_FRESH_PER_CLASS = 20
 _JUDGED_IMAGES = 1000  # enough to tell a drop of one point from none; more would only take longer
 
 
@@ -107,7 +108,7 @@ def write_int8(job: Int8Job, folder: Path, progress: Progress) -> CalibrationRec
     records = []
     with ImageSpool(_calibration_batches(job, picked, skipped)) as images:
         calibration = calibrate(read_model(job.float_model), images, targets, progress=progress)
-        judge = _Judge(job, TrainingImages(job.run, job.root), progress)
+        judge = _Judge(job, TrainingImages(job.run, job.root), picked, progress)
         for target in targets:
             attempt, record = _TargetMaker(job, calibration, images, target, judge).make(progress)
             model = add_head(attempt.quantized.model, attempt.head.weight, attempt.head.bias)
@@ -136,13 +137,15 @@ def _calibration_batches(
 class _Judge:
     """What INT8 backbones lose on training images that no head was fitted on; shared by all targets."""
 
-    def __init__(self, job: Int8Job, training: TrainingImages, progress: Progress) -> None:
+    def __init__(
+        self, job: Int8Job, training: TrainingImages, calibrated: tuple[SplitFile, ...], progress: Progress
+    ) -> None:
         self._job = job
         self._training = training
         self._progress = progress
-        train = job.run.split.train
-        hashes = [file.sha256 for file in train]
-        self.files = pick_stratified(train, [file.label for file in train], hashes, _JUDGED_IMAGES)
+        pool = _fresh_images(job.run, calibrated)
+        hashes = [file.sha256 for file in pool]
+        self.files = pick_stratified(pool, [file.label for file in pool], hashes, _JUDGED_IMAGES)
         self._floats: dict[str, npt.NDArray[np.float32]] = {}
         self._heads: tuple[HeldOutHead, ...] = ()
 
@@ -171,6 +174,16 @@ class _Judge:
             )
             self._floats = dict(zip(table.hashes, table.features, strict=True))
         return np.stack([self._floats[sha256] for sha256 in seen.hashes])
+
+
+def _fresh_images(run: Run, calibrated: tuple[SplitFile, ...]) -> list[SplitFile]:
+    """Training images that did not calibrate, where every class has a few of them: biases and weights were fitted on
+    the others. In a small set all are judged, which flatters INT8 a little.
+    """
+    used = {file.sha256 for file in calibrated}
+    fresh = [file for file in run.split.train if file.sha256 not in used]
+    counts = np.bincount([file.label for file in fresh], minlength=len(run.classes))
+    return fresh if counts.min() >= _FRESH_PER_CLASS else list(run.split.train)
 
 
 def _drop(exact: npt.NDArray[np.bool_], hits: npt.NDArray[np.bool_]) -> float:

@@ -93,37 +93,40 @@ def refit_linear(
 
 @dataclass(frozen=True)
 class HeldOutHead:
-    """A head, and the rows that it was not fitted on."""
+    """A head, and those of the judged rows that it was not fitted on, counted among these."""
 
     head: LinearHead
     rows: npt.NDArray[np.int64]
 
 
 def held_out_heads(
-    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], l2: float, *, seed: int = 0
-) -> tuple[HeldOutHead, ...]:
-    """Cross-validation in three parts, always the same for the same labels: each row is held out once.
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], l2: float, judged: npt.NDArray[np.int64],
+    *, seed: int = 0,
+) -> tuple[HeldOutHead, ...]:  # fmt: skip
+    """Splits the rows `judged` in three parts, always alike, and fits a head on all rows but those of each part: heads
+    that have seen nearly as much as the final one, for rows that they have not seen.
 
     Raises:
-        DataError: a class has fewer than two rows.
+        DataError: a class has fewer than two rows among `judged`.
     """
-    counts = np.bincount(labels)
+    counts = np.bincount(labels[judged], minlength=int(labels.max()) + 1)
     if counts.min() < 2:
         raise DataError("a class has fewer than two images; held-out accuracy needs two.")
     from sklearn.model_selection import StratifiedKFold
 
     splitter = StratifiedKFold(min(_HELD_OUT_PARTS, int(counts.min())), shuffle=True, random_state=seed)
-    splits = splitter.split(np.zeros(len(labels)), labels)
-    return tuple(
-        HeldOutHead(refit_linear(features[rest], labels[rest], len(counts), l2), rows) for rest, rows in splits
-    )
+    heads = []
+    for _, part in splitter.split(np.zeros(len(judged)), labels[judged]):
+        rest = np.setdiff1d(np.arange(len(labels)), judged[part])
+        heads.append(HeldOutHead(refit_linear(features[rest], labels[rest], len(counts), l2), part))
+    return tuple(heads)
 
 
 def held_out_hits(
     heads: Sequence[HeldOutHead], features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Which rows the head that never saw them names right. `features` `(N, D)` may be of another backbone than the
-    one whose features the heads were fitted on, of the same images.
+    """Which of the judged rows the head that never saw them names right. `features` `(N, D)` are of the judged rows
+    alone, maybe by another backbone than the one whose features the heads were fitted on.
     """
     hits = np.zeros(len(labels), dtype=np.bool_)
     for part in heads:

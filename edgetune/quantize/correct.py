@@ -70,7 +70,7 @@ def correct(
     if not quantized.placement.layers:
         return Correction({}, ())
     for layer in quantized.placement.layers:
-        quantized.set_weights(layer, _nearest_weights(network, layer, quantized.params[layer.data], options))
+        quantized.set_weights(layer, nearest_weights(network, layer, quantized.params[layer.data], options))
     walk = Walk(quantized, images, _IMAGES)
     errors: list[LayerError] = []
     solved: dict[str, LayerWeights] = {}
@@ -95,7 +95,8 @@ def _pixels_needed(network: Network, layer: Layer, images: int, *, rounding: boo
     return min(max(wanted // images, 1), _MOST_PIXELS)
 
 
-def _nearest_weights(network: Network, layer: Layer, params: QuantParams, options: WeightOptions) -> LayerWeights:
+def nearest_weights(network: Network, layer: Layer, params: QuantParams, options: WeightOptions) -> LayerWeights:
+    """The float weights on the nearest integers, with the bias they had."""
     rows = as_rows(network, layer, network.constants[layer.weight]).astype(np.float64)
     flat = rows.reshape(1, len(rows), -1)
     bias = network.constants[layer.bias].astype(np.float64)

@@ -11,13 +11,13 @@ from edgetune.core.progress import Progress, no_progress
 from edgetune.graph.compose import check_model
 from edgetune.graph.network import Network
 from edgetune.quantize.canonical import Pixels, canonical_network
-from edgetune.quantize.correct import LayerError, correct
+from edgetune.quantize.correct import LayerError, correct, nearest_weights
 from edgetune.quantize.equalize import equalize
 from edgetune.quantize.histogram import Histogram
 from edgetune.quantize.images import ImageSpool
 from edgetune.quantize.lint import check_lint
 from edgetune.quantize.observe import histograms
-from edgetune.quantize.placement import Placement, place
+from edgetune.quantize.placement import Placement, find_layers, place
 from edgetune.quantize.qdq import LayerWeights, QdqNetwork
 from edgetune.quantize.ranges import RangeChoice, choose_range, to_params
 from edgetune.quantize.rounding import WeightOptions
@@ -78,15 +78,13 @@ def quantize(
     return QuantizedModel(result, quantized.placement, ranges, correction.weights, correction.errors)
 
 
-def without_layer(
-    calibration: Calibration, target: Target, quantized: QuantizedModel, layer: str
-) -> onnx.ModelProto:  # fmt: skip
-    """The same graph with one more layer in float, and nothing else changed: what that layer's integers cost."""
-    kept = (*quantized.placement.kept_float, layer)
-    isolated, _ = _build(calibration, target, place(calibration.network, target, kept))
-    for each in isolated.placement.layers:
-        isolated.set_weights(each, quantized.weights[each.name])
-    return isolated.model()
+def only_layer(calibration: Calibration, target: Target, layer: str, options: WeightOptions) -> onnx.ModelProto:
+    """The graph with this one layer in integers, rounded to nearest, and all others in float: what it costs alone."""
+    others = tuple(each.name for each in find_layers(calibration.network) if each.name != layer)
+    alone, _ = _build(calibration, target, place(calibration.network, target, others))
+    for each in alone.placement.layers:
+        alone.set_weights(each, nearest_weights(calibration.network, each, alone.params[each.data], options))
+    return alone.model()
 
 
 def _build(

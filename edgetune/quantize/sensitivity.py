@@ -1,4 +1,4 @@
-"""Which layers lose the most by being integers: each one tried in float, alone, on calibration images."""
+"""Which layers lose the most by being integers: each one tried alone, on calibration images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from edgetune.core.progress import Progress, no_progress
 from edgetune.graph.network import Network
 from edgetune.quantize.images import ImageSpool
 from edgetune.quantize.placement import Layer, as_rows
-from edgetune.quantize.quantizer import Calibration, QuantizedModel, without_layer
+from edgetune.quantize.quantizer import Calibration, QuantizedModel, only_layer
+from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import Target
 from edgetune.runners.ort_runner import OrtRunner
 
@@ -22,7 +23,7 @@ _TRIED_LAYERS = 64
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`noise_share` is the part of the output's error power that goes away when only this layer is float;
+    """`noise_share` is the layer's part of the error power that all layers tried cause, each one alone in integers;
     `work_share` its part of the network's multiplications.
     """
 
@@ -33,22 +34,23 @@ class Sensitivity:
 
 def rank_layers(
     calibration: Calibration, quantized: QuantizedModel, target: Target, images: ImageSpool, *,
-    progress: Progress = no_progress,
+    options: WeightOptions, progress: Progress = no_progress,
 ) -> tuple[Sensitivity, ...]:  # fmt: skip
-    """Layers by what keeping them in float brings, most first. Of more than 64 layers only those with the lowest
-    SQNR are tried.
+    """Layers by the error they cause at the output when they alone are integers, most first.
+
+    The other way round, one layer in float among integers, tells less: the layers behind it were fitted to make up
+    for its errors. Of more than 64 layers only those with the lowest SQNR are tried.
     """
     exact = _outputs(calibration.network.model(), images)
-    whole = _noise(exact, _outputs(quantized.model, images))
     suspects = sorted(quantized.errors, key=lambda error: error.sqnr_db)[:_TRIED_LAYERS]
     work = multiplications(calibration.network, quantized.placement.layers)
-    total = max(sum(work.values()), 1)
-    found = []
+    noise = {}
     for done, error in enumerate(suspects, start=1):
-        model = without_layer(calibration, target, quantized, error.layer)
-        gained = whole - _noise(exact, _outputs(model, images))
-        found.append(Sensitivity(error.layer, gained / max(whole, 1e-30), work[error.layer] / total))
+        model = only_layer(calibration, target, error.layer, options)
+        noise[error.layer] = float(np.square(_outputs(model, images) - exact, dtype=np.float64).sum())
         progress("sensitivity", done, len(suspects))
+    all_noise, all_work = max(sum(noise.values()), 1e-300), max(sum(work.values()), 1)
+    found = [Sensitivity(name, each / all_noise, work[name] / all_work) for name, each in noise.items()]
     return tuple(sorted(found, key=lambda each: each.noise_share, reverse=True))
 
 
@@ -68,7 +70,3 @@ def _outputs(model: onnx.ModelProto, images: ImageSpool) -> npt.NDArray[np.float
         (name,) = [spec.name for spec in runner.input_specs]
         parts = [next(iter(runner.infer({name: batch}).values())) for batch in images.batches(_BATCH, _IMAGES)]
     return np.concatenate(parts)
-
-
-def _noise(exact: npt.NDArray[np.float32], computed: npt.NDArray[np.float32]) -> float:
-    return float(np.square(computed - exact, dtype=np.float64).sum())

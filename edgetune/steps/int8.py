@@ -49,6 +49,9 @@ _FRESH_PER_CLASS = 20
 _JUDGED_IMAGES = 1000  # enough to tell a drop of one point from none; more would only take longer
 
 
+Hits = npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Int8Options:
     """`recipe` lists the calibration images by hash. `max_drop` is a share of images; the search for layers to keep
@@ -146,34 +149,43 @@ class _Judge:
         pool = _fresh_images(job.run, calibrated)
         hashes = [file.sha256 for file in pool]
         self.files = pick_stratified(pool, [file.label for file in pool], hashes, _JUDGED_IMAGES)
-        self._floats: dict[str, npt.NDArray[np.float32]] = {}
         self._heads: tuple[HeldOutHead, ...] = ()
+        self._exact: Hits = np.zeros(0, np.bool_)
 
-    def drops(self, seen: TrainingFeatures) -> Drops:
-        """The accuracy lost against FP32, paired, by the FP32 head and by one fitted on these features."""
-        if np.bincount(seen.labels, minlength=len(self._job.run.classes)).min() < 2:
-            return Drops(None, None, 0, refit_wins=False)
-        floats = self._float_features(seen)
-        heads = self._heads = self._heads or held_out_heads(floats, seen.labels, self._job.run.head.l2)
-        exact, kept = (held_out_hits(heads, each, seen.labels) for each in (floats, seen.features))
-        if not self._job.options.refit_head or kept.sum() >= exact.sum():  # nothing lost, nothing to win back
-            return Drops(_drop(exact, kept), None, len(exact), refit_wins=False)
-        own = held_out_heads(seen.features, seen.labels, self._job.run.head.l2)
-        refitted = held_out_hits(own, seen.features, seen.labels)
-        better, worse = int((refitted & ~kept).sum()), int((kept & ~refitted).sum())
-        # The FP32 head also gives FP32's answers; it only goes where another is better by more than chance would be.
-        wins = better - worse > math.sqrt(better + worse)
-        return Drops(_drop(exact, kept), _drop(exact, refitted), len(exact), refit_wins=wins)
+    def kept_head(self, seen: TrainingFeatures) -> tuple[Hits, Hits]:
+        """Hits of FP32, and of this INT8 backbone under the FP32 head; both empty where a class has too few images.
 
-    def _float_features(self, seen: TrainingFeatures) -> npt.NDArray[np.float32]:
-        """What the float backbone computes of the same images; the fit may have cached it."""
-        if not self._floats:
-            job = self._job
-            table = self._training.features(
-                job.float_cache, lambda: OrtRunner(job.float_model), self.files, self._progress
-            )
-            self._floats = dict(zip(table.hashes, table.features, strict=True))
-        return np.stack([self._floats[sha256] for sha256 in seen.hashes])
+        The heads are fitted on the FP32 features of all training images but the third that they judge.
+        """
+        if not self._has_enough(seen):
+            return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+        if not self._heads:
+            floats = self._float_features()
+            rows = _rows_of(floats, seen.hashes)
+            self._heads = held_out_heads(floats.features, floats.labels, self._job.run.head.l2, rows)
+            self._exact = held_out_hits(self._heads, floats.features[rows], seen.labels)
+        return self._exact, held_out_hits(self._heads, seen.features, seen.labels)
+
+    def own_head(self, seen: TrainingFeatures, every: TrainingFeatures) -> Hits:
+        """Hits under heads fitted in the same way on this backbone's features of all training images, `every`."""
+        rows = _rows_of(every, seen.hashes)
+        heads = held_out_heads(every.features, every.labels, self._job.run.head.l2, rows)
+        return held_out_hits(heads, seen.features, seen.labels)
+
+    def _has_enough(self, seen: TrainingFeatures) -> bool:
+        return int(np.bincount(seen.labels, minlength=len(self._job.run.classes)).min()) >= 2
+
+    def _float_features(self) -> TrainingFeatures:
+        """What the float backbone computes of the training images; the fit may have cached it."""
+        job = self._job
+        return self._training.features(
+            job.float_cache, lambda: OrtRunner(job.float_model), job.run.split.train, self._progress
+        )
+
+
+def _rows_of(table: TrainingFeatures, hashes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    places = {sha256: row for row, sha256 in enumerate(table.hashes)}
+    return np.array([places[sha256] for sha256 in hashes], dtype=np.int64)
 
 
 def _fresh_images(run: Run, calibrated: tuple[SplitFile, ...]) -> list[SplitFile]:
@@ -184,10 +196,6 @@ def _fresh_images(run: Run, calibrated: tuple[SplitFile, ...]) -> list[SplitFile
     fresh = [file for file in run.split.train if file.sha256 not in used]
     counts = np.bincount([file.label for file in fresh], minlength=len(run.classes))
     return fresh if counts.min() >= _FRESH_PER_CLASS else list(run.split.train)
-
-
-def _drop(exact: npt.NDArray[np.bool_], hits: npt.NDArray[np.bool_]) -> float:
-    return float(exact.mean() - hits.mean())
 
 
 class _TargetMaker:
@@ -208,7 +216,10 @@ class _TargetMaker:
         first = self._attempt((), progress)
         ranked: tuple[Sensitivity, ...] = ()
         if first.drop > options.max_drop:
-            ranked = rank_layers(self._calibration, first.quantized, self._target, self._images, progress=progress)
+            ranked = rank_layers(
+                self._calibration, first.quantized, self._target, self._images, options=options.weights,
+                progress=progress,
+            )  # fmt: skip
         names = [each.layer for each in ranked if each.noise_share > 0.0]
         attempt = functools.partial(self._attempt, progress=progress)
         best, trials = meet_budget(first, names, attempt, options.max_drop, deadline)
@@ -247,8 +258,24 @@ class _TargetMaker:
         with tempfile.TemporaryDirectory() as scratch:
             cache = FeatureCache(Path(scratch))
             seen = training.features(cache, lambda: OrtRunner(graph), self._judge.files, progress)
-            drops, head = self._judge.drops(seen), job.head
-            if drops.refit_wins:
-                every = training.features(cache, lambda: OrtRunner(graph), job.run.split.train, progress)
-                head = refit_linear(every.features, every.labels, len(job.run.classes), job.run.head.l2)
+            exact, kept = self._judge.kept_head(seen)
+            if not job.options.refit_head or kept.sum() >= exact.sum():  # nothing lost, nothing to win back
+                return _Attempt(quantized, job.head, _drops(exact, kept, None))
+            every = training.features(cache, lambda: OrtRunner(graph), job.run.split.train, progress)
+        drops = _drops(exact, kept, self._judge.own_head(seen, every))
+        head = job.head
+        if drops.refit_wins:
+            head = refit_linear(every.features, every.labels, len(job.run.classes), job.run.head.l2)
         return _Attempt(quantized, head, drops)
+
+
+def _drops(exact: Hits, kept: Hits, refitted: Hits | None) -> Drops:
+    """The FP32 head also gives FP32's answers: it only goes where another is better by more than chance would be."""
+    if len(exact) == 0:
+        return Drops(None, None, 0, refit_wins=False)
+    kept_drop = float(exact.mean() - kept.mean())
+    if refitted is None:
+        return Drops(kept_drop, None, len(exact), refit_wins=False)
+    better, worse = int((refitted & ~kept).sum()), int((kept & ~refitted).sum())
+    wins = better - worse > math.sqrt(better + worse)
+    return Drops(kept_drop, float(exact.mean() - refitted.mean()), len(exact), refit_wins=wins)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper, version_converter
+from onnx import version_converter
 
 from edgetune.core.errors import ModelError, first_line
 from edgetune.core.tensors import Array
@@ -158,7 +158,3 @@ def _chain(network: Network, tensor: str, op_types: tuple[str, ...]) -> onnx.Nod
             return None
         tensor = node.output[0]
     return node
-
-
-def element_type(dtype: np.dtype[np.generic]) -> int:
-    return int(helper.np_dtype_to_tensor_dtype(dtype))

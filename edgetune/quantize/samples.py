@@ -97,10 +97,6 @@ class PatchReader:
         self._pads = attribute(node, "pads", [0, 0, 0, 0])
         self._dilations = attribute(node, "dilations", [1, 1])
 
-    @property
-    def is_supported(self) -> bool:
-        return not self.is_conv or len(self._kernel) == 2
-
     def output_pixels(self, height: int, width: int) -> tuple[int, int]:
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(self._dilations, self._kernel, strict=True)]
         rows = (height + self._pads[0] + self._pads[2] - spans[0]) // self._strides[0] + 1

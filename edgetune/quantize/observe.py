@@ -1,4 +1,4 @@
-"""One pass of the calibration images through the float graph: extremes per channel, histograms, samples of outputs."""
+"""What the tensors of the float graph hold on the calibration images: extremes per channel, and histograms."""
 
 from __future__ import annotations
 

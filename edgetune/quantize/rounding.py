@@ -93,8 +93,8 @@ def fitted_weights(weights: Floats, moments: Moments) -> Floats:
 
 
 def compensated(weights: Floats, scale: npt.NDArray[np.float32], moments: Moments) -> Floats:
-    """Integers `(G, O, K)` near `weights` whose output error, measured with the inputs' moments, no single step of
-    one integer can lower.
+    """Integers `(G, O, K)` near `weights` with a smaller output error than the nearest ones, measured with the inputs'
+    moments: each is moved to where it is smallest, the others given, in up to four rounds.
     """
     regular = moments.inputs + _ridge(moments)[:, None, None] * np.eye(weights.shape[-1])
     step = scale[..., None].astype(np.float64)

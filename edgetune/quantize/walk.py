@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import helper
 
 from edgetune.core.tensors import Array
@@ -112,8 +111,3 @@ def _ancestors(quantized: QdqNetwork, output: str, known: set[str]) -> tuple[lis
         nodes.append(node.name)
         needed.update(node.input)
     return inputs[::-1], nodes[::-1]
-
-
-def dequantize(integers: Array, params: QuantParams) -> npt.NDArray[np.float32]:
-    values: npt.NDArray[np.float32] = (integers.astype(np.float32) - np.float32(params.zero_point)) * params.scale
-    return values

@@ -125,9 +125,12 @@ def suits_machine(artifact: Artifact) -> bool:
     INT8 for x86 is right on every x86: where u8 x s8 sums would saturate, the runner has them added exactly.
     TensorRT's INT8 graph never suits a CPU, which takes most of it as slow float.
     """
-    if artifact.precision != "int8":
-        return True
-    return (artifact.target == "cpu-x86" and is_x86()) or (artifact.target == "cpu-arm" and is_arm64())
+    return artifact.precision != "int8" or runs_here(artifact.target)
+
+
+def runs_here(target: str) -> bool:
+    """Whether this machine is one that the target's INT8 graphs are made for."""
+    return (target == "cpu-x86" and is_x86()) or (target == "cpu-arm" and is_arm64())
 
 
 def _why_not_int8(bundle: Bundle) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetune.core.machine import is_arm64, is_x86
 from edgetune.core.progress import Progress
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.image_folder import ImageFile, SkippedFile
@@ -39,6 +38,7 @@ from edgetune.quantize.quantizer import Calibration, QuantizedModel, calibrate, 
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.sensitivity import Sensitivity, rank_layers
 from edgetune.quantize.targets import Target, find_target
+from edgetune.runners.from_bundle import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.steps.training_features import TrainingFeatures, TrainingImages
 
@@ -242,8 +242,7 @@ class _TargetMaker:
         )
 
     def _count_fused(self, quantized: QuantizedModel) -> int | None:
-        here = {"cpu-x86": is_x86(), "cpu-arm": is_arm64()}
-        if not here.get(self._target.name, False):
+        if not runs_here(self._target.name):
             return None
         return fused_layers(count_operators(quantized.model.SerializeToString()))[0]
 

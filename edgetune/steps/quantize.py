@@ -25,6 +25,7 @@ from edgetune.quantize.quantizer import calibrate, quantize
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner, infer_images
+from edgetune.runners.from_bundle import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 
 _BATCH = 8
@@ -48,7 +49,7 @@ class QuantizeOptions:
 @dataclass(frozen=True)
 class QuantizeResult:
     """`comparison` is with the float model on calibration images, so it flatters. `speedup` is at batch 1 here, None
-    for targets that are no CPU; `fused_layers` of the integer layers run as integers in ONNX Runtime on this CPU.
+    where the target is another machine; `fused_layers` of the integer layers run as integers in ONNX Runtime here.
     """
 
     path: Path
@@ -87,14 +88,13 @@ def quantize_file(
     with ImageSpool(_stream(_list_images(images, options.calibration_images), spec, skipped)) as spool:
         calibration = calibrate(model, spool, (target,), progress=progress)
         quantized = quantize(calibration, target, spool, options=WeightOptions(options.rounding), progress=progress)
-        quantized.model.metadata_props.extend(
-            entry for entry in model.metadata_props if not quantized.model.metadata_props
-        )  # fmt: skip
+        if not quantized.model.metadata_props:  # lost where another opset had to be converted
+            quantized.model.metadata_props.extend(model.metadata_props)
         content = quantized.model.SerializeToString()
         with OrtRunner(model.SerializeToString()) as reference, OrtRunner(content) as candidate:
             runners = {"float": reference, "int8": candidate}
             comparison = _compare(runners, spool)
-            speedup = _time(runners, spool) if target.dense else None
+            speedup = _time(runners, spool) if runs_here(target.name) else None
         write_bytes_atomic(out, content)
         count = spool.count
     return QuantizeResult(

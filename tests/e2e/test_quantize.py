@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgetune.quantize.census import count_operators, fused_layers
+from edgetune.runners.from_bundle import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 
 pytestmark = pytest.mark.e2e
@@ -93,6 +94,8 @@ def test_a_foreign_model_becomes_int8_that_takes_images(
     assert told["integer_layers"] == 2
     assert "logits" in next(iter(told["kept_float"].values()))
     assert told["comparison"]["sqnr_db"] > 20
+    assert (told["speedup"] is not None) is runs_here(target)  # a speed elsewhere says nothing about the target
+    assert "slower than float" not in done.stderr or runs_here(target)
     pixels = np.random.default_rng(2).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     with OrtRunner(out) as quantized, OrtRunner(model) as exact:
         scores = quantized.infer({"image": pixels})["scores"]

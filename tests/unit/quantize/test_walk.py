@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from edgetune.core.tensors import Array
@@ -13,10 +12,10 @@ from edgetune.graph.network import Network
 from edgetune.quantize.canonical import canonical_network
 from edgetune.quantize.observe import histograms
 from edgetune.quantize.placement import Layer, as_rows, place
-from edgetune.quantize.qdq import LayerWeights, QdqNetwork, QuantParams
+from edgetune.quantize.qdq import LayerWeights, QdqNetwork
 from edgetune.quantize.ranges import choose_range, to_params
 from edgetune.quantize.targets import TARGETS
-from edgetune.quantize.walk import Walk, dequantize
+from edgetune.quantize.walk import Walk
 from tests.unit.quantize.small_graphs import SmallGraph, chain, everything, images, run, spool
 
 
@@ -116,12 +115,3 @@ def test_the_number_of_images_is_bounded_by_the_memory_they_need(monkeypatch: py
     with spool(images(20)) as held:
         assert Walk(quantized, held, 20).count == 12
         assert Walk(quantized, held, 9).count == 9
-
-
-@pytest.mark.parametrize(
-    ("dtype", "zero_point", "expected"), [(np.uint8, 2, [-0.5, 63.25]), (np.int8, -128, [32.0, 63.75])]
-)
-def test_dequantizing_takes_the_zero_point_off_first(dtype: type, zero_point: int, expected: list[float]) -> None:
-    integers: npt.NDArray[np.integer] = np.array([0, 255 if dtype is np.uint8 else 127], dtype)
-    got = dequantize(integers, QuantParams(np.float32(0.25), zero_point))
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)

@@ -86,6 +86,18 @@ class ModelError(EdgetuneError):
     code = "model"
 
 
+class EngineError(EdgetuneError):
+    """A TensorRT engine cannot be built, read or run."""
+
+    code = "engine"
+
+
+class EngineMismatchError(EngineError):
+    """An engine was built for another backend, version or GPU than this machine's."""
+
+    code = "engine_mismatch"
+
+
 class TensorError(EdgetuneError):
     """A tensor that was fed has another name, dtype or shape than the model expects."""
 

@@ -1,0 +1,270 @@
+"""The engine cache: one folder an engine, named by the fingerprint of all that the engine depends on.
+
+An engine is a cache, not an artifact: it fits one backend version and one kind of GPU, and can always be built again
+from the bundle's ONNX file. Beside it lies a sidecar, which can be read where no GPU is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune.core.config import from_dict, to_dict
+from edgetune.core.errors import ConfigError, DataError, EngineError, EngineMismatchError
+from edgetune.core.files import (
+    cache_root,
+    canonical_json,
+    pretty_json,
+    read_json,
+    sha256_of_bytes,
+    sha256_of_file,
+    write_bytes_atomic,
+)
+from edgetune.core.fingerprint import fingerprint
+
+ENGINE_NAME = "model.engine"
+SIDECAR_NAME = "engine.json"
+SIDECAR_SCHEMA_VERSION = 1
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
+AMPERE_PLUS, SAME_COMPUTE_CAPABILITY = "ampere-plus", "same-compute-capability"
+
+_REBUILD = "build it again with edgetune build"
+
+
+@dataclass(frozen=True)
+class EngineHost:
+    """Where engines are built and run. The GPU's fields are empty where there is none."""
+
+    backend: str
+    backend_version: str
+    gpu: str
+    compute_capability: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options that change the engine. Batches are the profile's; None leaves a value to the backend.
+
+    `targets` are for TensorRT-RTX, which compiles ahead of time for GPUs that are not here; empty means every GPU
+    that it can compile for, and `("current",)` the one that is here. `hardware_compatible` and
+    `version_compatible` are TensorRT's.
+    """
+
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 8
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    targets: tuple[str, ...] = ()
+    hardware_compatible: str | None = None
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What the fingerprint is taken of. `host` names no GPU where the engine was compiled for `options.targets`."""
+
+    host: EngineHost
+    onnx_sha256: str
+    calibration_sha256: str
+    precision: str
+    options: BuildOptions
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(to_dict(self))
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """`dtype` is numpy's name; `shape` has None where the size is the batch's."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One kernel of the engine: `kind` and datatypes are the backend's words."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PrecisionProof:
+    """Convolutions by the type they read, against the plan; `lost` names each intended INT8 layer that runs in float,
+    with the likely cause. `note` says why nothing could be counted.
+    """
+
+    planned_int8: int
+    int8: int
+    fp16: int
+    fp32: int
+    lost: dict[str, str]
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.lost and self.int8 >= self.planned_int8
+
+
+@dataclass(frozen=True)
+class EngineParity:
+    """How far the engine itself is from PyTorch, measured where it ran."""
+
+    verdict: str
+    images: int
+    top1_agreement: float | None
+    sqnr_db: float | None
+    created: str
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The sidecar. `artifact` is the ONNX file's name in its bundle, or the file's own."""
+
+    schema_version: int
+    created: str
+    edgetune_version: str
+    key: EngineKey
+    artifact: str
+    sha256: str
+    size_bytes: int
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    layers: tuple[EngineLayer, ...]
+    proof: PrecisionProof
+    parse_s: float
+    build_s: float
+    peak_memory_bytes: int
+    parity: EngineParity | None = None
+
+
+def engine_cache(chosen: Path | None = None) -> Path:
+    return chosen if chosen is not None else cache_root() / "engines"
+
+
+def sidecar_bytes(record: EngineRecord) -> bytes:
+    """The sidecar's content, closed by a digest of itself."""
+    content = to_dict(record)
+    return pretty_json({**content, "digest": sha256_of_bytes(canonical_json(content))})
+
+
+def read_sidecar(folder: Path) -> EngineRecord:
+    """Raises `EngineError` when it is missing, damaged, or of another schema version."""
+    path = folder / SIDECAR_NAME
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise EngineError(f"{path} is not a JSON object.", hint=_REBUILD)
+        version = content.get("schema_version")
+        if version != SIDECAR_SCHEMA_VERSION:
+            message = f"{path} has schema version {version!r}, this edgetune reads {SIDECAR_SCHEMA_VERSION}."
+            raise EngineError(message, hint=_REBUILD)
+        content.pop("digest", None)
+        record = from_dict(EngineRecord, content, str(path))
+        if sidecar_bytes(record) != path.read_bytes():
+            raise EngineError(f"{path} was changed after it was written: its digest does not match.", hint=_REBUILD)
+    except (DataError, ConfigError, ValueError) as error:
+        raise EngineError(f"the engine's sidecar cannot be used: {error}", hint=_REBUILD) from error
+    return record
+
+
+def load_engine(folder: Path, host: EngineHost) -> tuple[EngineRecord, bytes]:
+    """The sidecar and the engine's bytes, both intact and made for this host.
+
+    Raises:
+        EngineError: a file is missing or was changed.
+        EngineMismatchError: the engine was built for another backend, version, GPU or driver.
+    """
+    record = check_engine(folder)
+    check_host(record.key, host)
+    return record, (folder / ENGINE_NAME).read_bytes()
+
+
+def check_engine(folder: Path) -> EngineRecord:
+    """Reads the sidecar and compares every byte of the engine with it. Raises `EngineError`."""
+    record, path = read_sidecar(folder), folder / ENGINE_NAME
+    if not path.is_file():
+        raise EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD)
+    size_bytes = path.stat().st_size
+    if size_bytes != record.size_bytes or sha256_of_file(path) != record.sha256:
+        raise EngineError(
+            f"{path} was changed after it was built: {size_bytes} bytes whose sha256 is not "
+            f"{record.sha256[:12]}... ({record.size_bytes} bytes).",
+            hint=_REBUILD,
+        )
+    return record
+
+
+def check_host(key: EngineKey, host: EngineHost) -> None:
+    """Raises `EngineMismatchError`, with one sentence that names both sides, unless the engine fits this host."""
+    built, options = key.host, key.options
+    pairs = [("backend", built.backend, host.backend)]
+    if not (options.version_compatible and _is_newer(built.backend_version, host.backend_version)):
+        pairs.append((f"{built.backend} version", built.backend_version, host.backend_version))
+    if built.gpu:
+        pairs += _gpu_pairs(built, host, options.hardware_compatible)
+    for what, then, now in pairs:
+        if then != now:
+            raise EngineMismatchError(
+                f"the engine was built for {what} {then or 'none'}, and this machine has {now or 'none'}.",
+                hint=_REBUILD,
+            )
+    if not built.gpu and options.targets and _sm(host) not in options.targets:
+        raise EngineMismatchError(
+            f"the engine was compiled for {', '.join(options.targets)}, and this machine has {_sm(host) or 'no GPU'}.",
+            hint=_REBUILD,
+        )
+
+
+def _gpu_pairs(built: EngineHost, host: EngineHost, compatible: str | None) -> list[tuple[str, str, str]]:
+    if compatible == AMPERE_PLUS:
+        return [("a GPU of compute capability", "8.0 or newer", "8.0 or newer" if _is_ampere(host) else host.gpu)]
+    pairs = [("compute capability", built.compute_capability, host.compute_capability)]
+    if compatible == SAME_COMPUTE_CAPABILITY:
+        return pairs
+    return [*pairs, ("GPU", built.gpu, host.gpu), ("driver", built.driver, host.driver)]
+
+
+def _is_ampere(host: EngineHost) -> bool:
+    return _numbers(host.compute_capability) >= (8, 0)
+
+
+def _is_newer(built: str, here: str) -> bool:
+    return _numbers(here) >= _numbers(built)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _sm(host: EngineHost) -> str:
+    return f"sm{host.compute_capability.replace('.', '')}" if host.compute_capability else ""
+
+
+def find_engines(cache: Path, onnx_sha256: str) -> list[tuple[Path, EngineRecord]]:
+    """Engines of one ONNX file, newest first; folders whose sidecar cannot be read are left out."""
+    found: list[tuple[Path, EngineRecord]] = []
+    for folder in sorted(cache.glob("*/")) if cache.is_dir() else []:
+        try:
+            record = read_sidecar(folder)
+        except EngineError:
+            continue
+        if record.key.onnx_sha256 == onnx_sha256:
+            found.append((folder, record))
+    return sorted(found, key=lambda item: item[1].created, reverse=True)
+
+
+def record_parity(folder: Path, parity: EngineParity) -> EngineRecord:
+    """Writes the engine's own verdict into its sidecar. Raises `EngineError` when the sidecar cannot be read."""
+    record = dataclasses.replace(read_sidecar(folder), parity=parity)
+    write_bytes_atomic(folder / SIDECAR_NAME, sidecar_bytes(record))
+    return record

@@ -16,6 +16,7 @@ _COMMANDS = {
     "fit": "fit the head of a frozen backbone on a folder of images",
     "export": "write a bundle: ONNX, INT8, and the proof of both",
     "quantize": "quantize an ONNX classifier made by any tool to INT8",
+    "build": "build the TensorRT engine of a bundle, with proof of what is inside",
     "parity": "compare every artifact of a bundle with the PyTorch model",
     "bench": "time every artifact here and say which to ship",
     "predict": "label images with a bundle, offline",

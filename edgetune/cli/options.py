@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -45,3 +46,22 @@ class Share(click.FloatRange):
         if math.isnan(share):
             self.fail(f"{value} is not a share between 0 and 1.", param, ctx)
         return share
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A size in memory: 512MiB, 2GiB, 1.5GB, or plain bytes."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        unit = self._UNITS.get(match[2].upper()) if match else None
+        if match is None or unit is None:
+            self.fail(f"{value} is not a size such as 512MiB or 2GiB.", param, ctx)
+        size = int(float(match[1]) * unit)
+        if size < 1 or size >= 1 << 63:
+            self.fail(f"{value} is not a size that memory can have.", param, ctx)
+        return size

@@ -89,30 +89,32 @@ class EngineTensor:
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """One kernel of the engine: `kind` and datatypes are the backend's words."""
+    """One kernel of the engine: `kind` and datatypes are the backend's words; `nodes` are the ONNX nodes in it."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PrecisionProof:
-    """Convolutions by the type they read, against the plan; `lost` names each intended INT8 layer that runs in float,
-    with the likely cause. `note` says why nothing could be counted.
+    """Convolutions by the type they read (`int8`, `fp16`, `fp32`), as the model has them and as the engine does.
+
+    `lost` names each intended INT8 layer that runs in float, with the likely cause; `unseen` lists convolutions that
+    the layer list does not show on their own.
     """
 
-    planned_int8: int
-    int8: int
-    fp16: int
-    fp32: int
+    planned: dict[str, int]
+    seen: dict[str, int]
     lost: dict[str, str]
-    note: str = ""
+    unseen: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
-        return not self.lost and self.int8 >= self.planned_int8
+        """Whether nothing that was meant to be INT8 is known to run in float."""
+        return not self.lost
 
 
 @dataclass(frozen=True)

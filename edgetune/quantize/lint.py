@@ -17,7 +17,7 @@ from edgetune.quantize.lint_rules import COMMON_RULES
 from edgetune.quantize.lint_tensorrt import TENSORRT_RULES
 from edgetune.quantize.lint_view import DEQUANTIZE, QUANTIZE, Finding, GraphView, label, type_name
 
-__all__ = ["Finding", "check_lint", "lint"]
+__all__ = ["Finding", "check_for_tensorrt", "check_lint", "lint"]
 
 _Rule = Callable[[GraphView], Iterator[Finding]]
 
@@ -26,6 +26,12 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
     "cpu-arm": (*COMMON_RULES, *CPU_RULES),
     "tensorrt": (*COMMON_RULES, *TENSORRT_RULES),
 }
+# What TensorRT refuses, or reads as another number than ONNX means. The other rules cost speed, or are for our own
+# graphs only.
+_BLOCKING = frozenset({
+    "activation-type", "int32-bias", "missing-axis", "missing-zero-point", "nonzero-zero-point", "not-constant",
+    "per-axis-activation", "scale-value", "uint8-tensor", "weight-type", "weight-zero-point",
+})  # fmt: skip
 _ACTIVATION_TYPES = {"cpu-x86": TensorProto.UINT8, "cpu-arm": TensorProto.INT8, "tensorrt": TensorProto.INT8}
 
 
@@ -54,6 +60,23 @@ def check_lint(model: onnx.ModelProto, target: str) -> None:
     raise ModelError(
         f"the INT8 graph for {target} breaks the rule {first.rule!r} at node {first.node!r}: {first.message}{rest}"
     )
+
+
+def check_for_tensorrt(model: onnx.ModelProto) -> tuple[Finding, ...]:
+    """What may cost speed in a Q/DQ graph that any tool made; nothing of a graph without Q/DQ.
+
+    Raises:
+        ModelError: TensorRT would refuse the graph, or compute something else than it says.
+    """
+    findings = lint(model, "tensorrt")
+    blocking = [finding for finding in findings if finding.rule in _BLOCKING]
+    if blocking:
+        first = blocking[0]
+        raise ModelError(
+            f"TensorRT would refuse or misread node {first.node!r} (rule {first.rule!r}): {first.message}",
+            hint="quantize for it with --target tensorrt",
+        )
+    return findings if any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node) else ()
 
 
 def _activation_type(view: GraphView, expected: int) -> Iterator[Finding]:

@@ -1,0 +1,128 @@
+"""A build as its caller sees it: a process that ends with an engine, or with one sentence saying why not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import IO, Any
+
+from edgetune.core.config import from_dict, to_dict
+from edgetune.core.errors import EngineError
+from edgetune.core.progress import Progress, no_progress
+from edgetune.engine.protocol import WorkRequest, WorkResult
+
+_BAR_STEPS = 1000
+_POLL_S = 0.1
+_STDERR_BYTES = 4096
+_MEMORY_HINT = "give less --workspace or a smaller --max-batch; on a Jetson, add swap"
+
+
+def run_build(request: WorkRequest, *, timeout_s: float | None, progress: Progress = no_progress) -> WorkResult:
+    """Runs the request in a process of its own and kills it when the time is over or the caller is interrupted.
+
+    Raises:
+        EngineError: the build failed, crashed, was killed or took too long.
+    """
+    with tempfile.TemporaryFile() as noise:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgetune.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=noise, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            answer = _converse(process, request, timeout_s, progress)
+        finally:
+            _end(process)
+        if answer is None:
+            raise _death(process.returncode, _tail(noise))
+    return answer
+
+
+def _converse(
+    process: subprocess.Popen[str], request: WorkRequest, timeout_s: float | None, progress: Progress
+) -> WorkResult | None:
+    """The result, or None when the process ended without one."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
+    try:
+        process.stdin.write(json.dumps(to_dict(request)) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        if deadline is not None and time.monotonic() > deadline:
+            raise EngineError(f"the build did not end within {timeout_s:g} s and was stopped.", hint="raise --timeout")
+        try:
+            line = lines.get(timeout=_POLL_S)
+        except queue.Empty:
+            continue
+        if line is None:
+            return None
+        answer = _read_answer(line, progress)
+        if answer is not None:
+            return answer
+
+
+def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _read_answer(line: str, progress: Progress) -> WorkResult | None:
+    message: dict[str, Any] = json.loads(line)
+    if "fraction" in message:
+        progress("build", min(int(message["fraction"] * _BAR_STEPS), _BAR_STEPS - 1), _BAR_STEPS)
+        return None
+    if "error" in message:
+        error = EngineError(message["error"]["message"], hint=message["error"]["hint"])
+        error.code = message["error"]["code"]
+        raise error
+    progress("build", _BAR_STEPS, _BAR_STEPS)
+    return from_dict(WorkResult, message["result"], "the build's result")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The process has answered, or is to be stopped: it has nothing to tidy up, so it is killed either way."""
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    try:
+        process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _death(code: int, last_words: str) -> EngineError:
+    """The error for a process that ended without an answer: by a signal, or before it could say why."""
+    said = f" Its last words: {last_words}" if last_words else ""
+    if code == -signal.SIGKILL:
+        return EngineError(f"the building process was killed, most likely for lack of memory.{said}", hint=_MEMORY_HINT)
+    if code < 0:
+        name = signal.Signals(-code).name
+        return EngineError(
+            f"the building process crashed ({name}) inside the backend's library.{said}",
+            hint="check the model with edgetune info, and try another --backend or a newer version of it",
+        )
+    return EngineError(
+        f"the building process ended without an answer (exit code {code}).{said}", hint="edgetune doctor"
+    )
+
+
+def _tail(noise: IO[bytes]) -> str:
+    """The last line that the process wrote to stderr."""
+    size = noise.seek(0, os.SEEK_END)
+    noise.seek(max(0, size - _STDERR_BYTES))
+    lines = noise.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

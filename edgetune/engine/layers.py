@@ -1,0 +1,107 @@
+"""What runs inside an engine: its kernels with their datatypes, and the proof of INT8 from them.
+
+Two sources: the builder's verbose log (`Layers:`, one line a kernel; TensorRT-RTX writes it without a GPU), and the
+JSON of TensorRT's EngineInspector, whose keys differ between TensorRT 10 (`Format/Datatype`) and 11 (`Datatype`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edgetune.core.engine_files import EngineLayer, PrecisionProof
+from edgetune.core.errors import EngineError
+
+_DUMP_LINE = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], "
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, Metadata: (?P<metadata>.*)"
+)
+_DUMP_TYPE = re.compile(r"Datatype: (\w+)")
+_NODE_MARK = "[ONNX Layer: "
+# The type is one word of "Channel major FP16 format where channel % 8 == 0", or all of "Int8".
+_WORDS = {
+    "int8": "int8", "half": "fp16", "fp16": "fp16", "float16": "fp16", "float": "fp32", "fp32": "fp32",
+    "float32": "fp32",
+}  # fmt: skip
+_CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
+
+
+def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
+    """Kernels of the builder's verbose `Layers:` message, in execution order."""
+    matches = (_DUMP_LINE.fullmatch(line.strip()) for line in text.splitlines()[1:])
+    return tuple(
+        EngineLayer(
+            match["name"],
+            match["kind"],
+            tuple(_DUMP_TYPE.findall(match["inputs"])),
+            tuple(_DUMP_TYPE.findall(match["outputs"])),
+            _nodes(match["metadata"]),
+        )
+        for match in matches
+        if match is not None
+    )
+
+
+def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
+    """Kernels of `EngineInspector.get_engine_information(JSON)`, in execution order.
+
+    Raises:
+        EngineError: the text is not the inspector's JSON.
+    """
+    try:
+        entries = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"the engine's layer list cannot be read: {error}.") from error
+    return tuple(_inspected(entry) for entry in entries if isinstance(entry, dict))
+
+
+def _inspected(entry: Mapping[str, Any]) -> EngineLayer:
+    name = str(entry.get("Name", ""))
+    nodes = _nodes(str(entry.get("Metadata", ""))) or tuple(name.split(" + "))
+    inputs, outputs = (tuple(_datatype(tensor) for tensor in entry.get(key, ())) for key in ("Inputs", "Outputs"))
+    return EngineLayer(name, str(entry.get("LayerType", "")), inputs, outputs, nodes)
+
+
+def _datatype(tensor: Mapping[str, Any]) -> str:
+    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    """`[ONNX Layer: a][ONNX Layer: b]`, with separator characters between them or without."""
+    return tuple(part.rstrip("\x1e\x1f ").removesuffix("]") for part in metadata.split(_NODE_MARK)[1:])
+
+
+def prove(layers: Sequence[EngineLayer], planned: Mapping[str, str], causes: Mapping[str, str]) -> PrecisionProof:
+    """Compares the type that each convolution reads with the plan.
+
+    `planned` has each ONNX convolution's name and the type it is meant to run in: `int8`, `fp16` or `fp32`;
+    `causes` tells, by the same names, what is likely to keep one from INT8.
+    """
+    seen = {name: _precision(layers, name) for name in planned}
+    lost = {
+        name: f"runs in {seen[name]}: {causes.get(name) or 'the backend found no INT8 kernel for it'}"
+        for name, meant in planned.items()
+        if meant == "int8" and seen[name] in ("fp16", "fp32")
+    }
+    unseen = tuple(name for name, found in seen.items() if found is None)
+    return PrecisionProof(_count(planned.values()), _count(seen.values()), lost, unseen)
+
+
+def _count(found: Iterable[str | None]) -> dict[str, int]:
+    words = list(found)
+    return {word: words.count(word) for word in ("int8", "fp16", "fp32")}
+
+
+def _precision(layers: Sequence[EngineLayer], node: str) -> str | None:
+    """The type that a convolution's kernel reads; None where no kernel is this convolution's alone."""
+    for layer in layers:
+        if _CONVOLUTION.search(layer.kind) and node in layer.nodes and layer.inputs:
+            return _word(layer.inputs[0])
+    return None
+
+
+def _word(datatype: str) -> str | None:
+    words = datatype.lower().replace(":", " ").split()
+    return next((_WORDS[word] for word in words if word in _WORDS), None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.cli.options import FOLDER, PATH, ByteSize, json_option
+from edgetune.cli.options import PATH, ByteSize, engine_cache_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.config import to_dict
 from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY
@@ -44,7 +44,7 @@ _BATCH = click.IntRange(1, 4096)
 @click.option("--version-compatible", is_flag=True, help="TensorRT: an engine that newer versions run too.")
 @click.option("--timing-cache", type=PATH, help="TensorRT: a file that keeps the timings of kernels between builds.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: how long to look for fast kernels.")
-@click.option("--engine-cache", "cache", type=FOLDER, help="Where engines are kept; the user's cache by default.")
+@engine_cache_option
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Stop after SECONDS.")
 @click.option("--rebuild", is_flag=True, help="Build even if the cache has this engine.")
 @click.option("--allow-failed", is_flag=True, help="Build from an artifact that failed parity.")
@@ -52,7 +52,7 @@ _BATCH = click.IntRange(1, 4096)
 def command(
     source: Path, backend: str, precision: str, min_batch: int | None, opt_batch: int | None, max_batch: int | None,
     workspace: int | None, targets: str, hardware_compatible: str | None, version_compatible: bool,
-    timing_cache: Path | None, optimization_level: int | None, cache: Path | None, timeout_s: float | None,
+    timing_cache: Path | None, optimization_level: int | None, engine_cache: Path | None, timeout_s: float | None,
     rebuild: bool, allow_failed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build the TensorRT or TensorRT-RTX engine of a bundle or an ONNX file into the engine cache.
@@ -75,8 +75,8 @@ def command(
         hardware_compatible=hardware_compatible, version_compatible=version_compatible,
     )  # fmt: skip
     request = BuildRequest(
-        backend, precision, Batches(min_batch, opt_batch, max_batch), options, timing_cache, cache, timeout_s, rebuild,
-        allow_failed,
+        backend, precision, Batches(min_batch, opt_batch, max_batch), options, timing_cache, engine_cache, timeout_s,
+        rebuild, allow_failed,
     )  # fmt: skip
     show(_outcome(source, build(source, request, progress=progress_bars())), as_json=as_json)
 

@@ -18,7 +18,7 @@ _MAX_ITEMS = 12
 @click.argument("path", type=PATH)
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what PATH is: a run, a bundle (checked byte by byte), or an ONNX file.
+    """Show what PATH is: a run, an ONNX file, or a bundle or engine (both checked byte by byte).
 
     \b
     Example:

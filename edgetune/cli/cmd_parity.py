@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgetune.cli.options import FOLDER, Share, force_option, json_option
+from edgetune.cli.options import FOLDER, RUNNERS, Share, engine_cache_option, force_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.bundle import PASS
 from edgetune.parity.gates import DEFAULT_MAX_DROP
@@ -22,11 +22,17 @@ from edgetune.parity.report import COLUMNS, ParityReport, report_rows
 @click.option(
     "--max-drop", type=Share(), default=DEFAULT_MAX_DROP, show_default=True, help="The accuracy an artifact may lose."
 )
+@click.option(
+    "--runner", type=click.Choice(RUNNERS), default="auto", show_default=True,
+    help="What runs the artifacts; auto is the CPU, and engines that fit this machine.",
+)  # fmt: skip
+@engine_cache_option
 @force_option
 @json_option
 def command(
-    bundle: Path, data: Path | None, run: Path | None, out: Path | None, max_drop: float, force: bool, as_json: bool
-) -> None:
+    bundle: Path, data: Path | None, run: Path | None, out: Path | None, max_drop: float, runner: str,
+    engine_cache: Path | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Compare every artifact of BUNDLE with the PyTorch model, from file bytes to label.
 
     The reference is the live model rebuilt from the run. Without torch or the run, it is the logits that the
@@ -36,9 +42,11 @@ def command(
     Example:
       edgetune parity bundles/first --data data
     """
+    from edgetune.runners.choice import RunnerOptions
     from edgetune.steps.parity import ParityOptions, parity
 
-    report = parity(bundle, data, ParityOptions(run, out, max_drop, force), progress=progress_bars())
+    options = ParityOptions(run, out, max_drop, force, RunnerOptions(runner, cache=engine_cache))
+    report = parity(bundle, data, options, progress=progress_bars())
     exit_code = 0 if report.verdict == PASS else GATE_FAILED
     messages = [f"skipped {file.path}: {file.reason}" for file in report.skipped]
     next_command = shlex.join(["edgetune", "bench", str(bundle)]) if exit_code == 0 else ""

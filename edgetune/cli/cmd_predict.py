@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from edgetune.cli.options import FOLDER, PATH, artifact_options, json_option
+from edgetune.cli.options import FOLDER, PATH, artifact_options, json_option, runner_options
 from edgetune.cli.render import Outcome, show
+from edgetune.runners.choice import RunnerOptions
 from edgetune.steps.predict import ImagePrediction, predict
 
 
@@ -16,15 +17,20 @@ from edgetune.steps.predict import ImagePrediction, predict
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many labels to show.")
 @artifact_options
+@runner_options
 @json_option
-def command(bundle: Path, images: tuple[Path, ...], top: int, artifact: str, allow_failed: bool, as_json: bool) -> None:
+def command(
+    bundle: Path, images: tuple[Path, ...], top: int, artifact: str, allow_failed: bool, runner: str,
+    engine_cache: Path | None, fallback: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Label IMAGES with BUNDLE, offline. A file that cannot be read is reported, and the exit code is 1.
 
     \b
     Example:
       edgetune predict bundles/first photo.jpg
     """
-    result = predict(bundle, images, artifact=artifact, top=top, allow_failed=allow_failed)
+    options = RunnerOptions(runner, None, engine_cache, fallback)
+    result = predict(bundle, images, artifact=artifact, top=top, allow_failed=allow_failed, options=options)
     failed = [image.error for image in result.images if image.error is not None]
     lines = [line for image in result.images if image.error is None for line in _lines(image)]
     messages = [f"error: {text}" for text in failed]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetune.cli.options import FOLDER, artifact_options, json_option
+from edgetune.cli.options import FOLDER, artifact_options, json_option, runner_options
 from edgetune.cli.render import Outcome, announce
 
 if TYPE_CHECKING:
+    from edgetune.runners.choice import RunnerOptions
     from edgetune.serve.app import ServerReady
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--model-name", default="", help="Name of the model in URLs; the bundle folder's name by default.")
 @click.option("--threads", type=click.IntRange(1), help="Threads per inference; all usable CPUs by default.")
 @artifact_options
+@runner_options
 @json_option
 def command(
     bundle: Path,
@@ -32,6 +34,9 @@ def command(
     threads: int | None,
     artifact: str,
     allow_failed: bool,
+    runner: str,
+    engine_cache: Path | None,
+    fallback: bool,
     as_json: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: the Open Inference Protocol V2, and images to labels at POST /v1/classify.
@@ -47,8 +52,9 @@ def command(
     from edgetune.serve.settings import ServeSettings
 
     settings = ServeSettings(
-        host=host, port=port, model_name=model_name, artifact=artifact, allow_failed=allow_failed, threads=threads
-    )
+        host=host, port=port, model_name=model_name, artifact=artifact, allow_failed=allow_failed,
+        runner=RunnerOptions(runner, threads, engine_cache, fallback),
+    )  # fmt: skip
 
     def say(ready: ServerReady) -> None:
         announce(Outcome("serve", ready, _lines(ready)), as_json=as_json)

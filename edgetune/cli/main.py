@@ -22,7 +22,7 @@ _COMMANDS = {
     "predict": "label images with a bundle, offline",
     "serve": "serve a bundle over HTTP",
     "doctor": "show what this machine has and lacks",
-    "info": "show what a run, a bundle or an ONNX file is",
+    "info": "show what a run, a bundle, an ONNX file or an engine is",
 }
 
 

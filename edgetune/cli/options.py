@@ -10,6 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 import click
 
+# edgetune.runners.choice has these names too; importing it here would cost every --help its libraries.
+RUNNERS = ("auto", "cpu", "cuda", "tensorrt-ep", "tensorrt-rtx-ep", "engine")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
@@ -28,9 +31,24 @@ def force_option(command: F) -> F:
 def artifact_options(command: F) -> F:
     command = click.option(
         "--artifact", default="auto", show_default=True, metavar="NAME",
-        help="The bundle's file to run; auto takes INT8, else FP32, whichever passed parity and suits this CPU.",
+        help="The bundle's file to run; auto takes INT8, else FP32, whichever passed parity and suits what runs it.",
     )(command)  # fmt: skip
     return click.option("--allow-failed", is_flag=True, help="Use an artifact even if it failed parity.")(command)
+
+
+def runner_options(command: F) -> F:
+    command = click.option(
+        "--runner", type=click.Choice(RUNNERS), default="auto", show_default=True,
+        help="What runs the artifact: ONNX Runtime on the CPU, on CUDA, or on one of its TensorRT providers, or an "
+        "engine that edgetune build made; auto takes an engine that passed parity on this machine, else the CPU.",
+    )(command)  # fmt: skip
+    command = engine_cache_option(command)
+    return click.option("--fallback", is_flag=True, help="Take the CPU, and say so, where --runner cannot.")(command)
+
+
+def engine_cache_option(command: F) -> F:
+    text = "Where engines are kept; the user's cache folder by default."
+    return click.option("--engine-cache", type=FOLDER, help=text)(command)
 
 
 class Share(click.FloatRange):

@@ -186,9 +186,10 @@ def load_engine(folder: Path, host: EngineHost) -> tuple[EngineRecord, bytes]:
         EngineError: a file is missing or was changed.
         EngineMismatchError: the engine was built for another backend, version, GPU or driver.
     """
-    record = check_engine(folder)
+    record, engine = read_sidecar(folder), _read_engine(folder)
+    _check_bytes(folder, record, len(engine), sha256_of_bytes(engine))
     check_host(record.key, host)
-    return record, (folder / ENGINE_NAME).read_bytes()
+    return record, engine
 
 
 def check_engine(folder: Path) -> EngineRecord:
@@ -196,18 +197,35 @@ def check_engine(folder: Path) -> EngineRecord:
     record, path = read_sidecar(folder), folder / ENGINE_NAME
     if not path.is_file():
         raise EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD)
-    size_bytes = path.stat().st_size
-    if size_bytes != record.size_bytes or sha256_of_file(path) != record.sha256:
+    _check_bytes(folder, record, path.stat().st_size, sha256_of_file(path))
+    return record
+
+
+def _read_engine(folder: Path) -> bytes:
+    try:
+        return (folder / ENGINE_NAME).read_bytes()
+    except FileNotFoundError as error:
+        raise EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD) from error
+
+
+def _check_bytes(folder: Path, record: EngineRecord, size_bytes: int, sha256: str) -> None:
+    if (size_bytes, sha256) != (record.size_bytes, record.sha256):
         raise EngineError(
-            f"{path} was changed after it was built: {size_bytes} bytes whose sha256 is not "
+            f"{folder / ENGINE_NAME} was changed after it was built: {size_bytes} bytes whose sha256 is not "
             f"{record.sha256[:12]}... ({record.size_bytes} bytes).",
             hint=_REBUILD,
         )
-    return record
 
 
 def check_host(key: EngineKey, host: EngineHost) -> None:
     """Raises `EngineMismatchError`, with one sentence that names both sides, unless the engine fits this host."""
+    reason = host_mismatch(key, host)
+    if reason:
+        raise EngineMismatchError(reason, hint=_REBUILD)
+
+
+def host_mismatch(key: EngineKey, host: EngineHost) -> str:
+    """Why an engine is not for this host, in one sentence that names both sides; empty where it is."""
     built, options = key.host, key.options
     pairs = [("backend", built.backend, host.backend)]
     if not (options.version_compatible and _is_newer(built.backend_version, host.backend_version)):
@@ -216,15 +234,14 @@ def check_host(key: EngineKey, host: EngineHost) -> None:
         pairs += _gpu_pairs(built, host, options.hardware_compatible)
     for what, then, now in pairs:
         if then != now:
-            raise EngineMismatchError(
-                f"the engine was built for {what} {then or 'none'}, and this machine has {now or 'none'}.",
-                hint=_REBUILD,
-            )
+            return f"the engine was built for {what} {then or 'none'}, and this machine has {now or 'none'}."
     if not built.gpu and options.targets and _sm(host) not in options.targets:
-        raise EngineMismatchError(
-            f"the engine was compiled for {', '.join(options.targets)}, and this machine has {_sm(host) or 'no GPU'}.",
-            hint=_REBUILD,
+        return (
+            f"the engine was compiled for {', '.join(options.targets)}, and this machine has {_sm(host) or 'no GPU'}."
         )
+    if not host.gpu:
+        return f"the engine was built for {built.gpu or 'an NVIDIA GPU'}, and this machine has no GPU."
+    return ""
 
 
 def _gpu_pairs(built: EngineHost, host: EngineHost, compatible: str | None) -> list[tuple[str, str, str]]:
@@ -253,9 +270,11 @@ def _sm(host: EngineHost) -> str:
 
 
 def find_engines(cache: Path, onnx_sha256: str) -> list[tuple[Path, EngineRecord]]:
-    """Engines of one ONNX file, newest first; folders whose sidecar cannot be read are left out."""
+    """Engines of one ONNX file, newest first. Folders whose sidecar cannot be read are left out, and hidden ones, in
+    which an engine is being built.
+    """
     found: list[tuple[Path, EngineRecord]] = []
-    for folder in sorted(cache.glob("*/")) if cache.is_dir() else []:
+    for folder in sorted(cache.glob("[!.]*/")) if cache.is_dir() else []:
         try:
             record = read_sidecar(folder)
         except EngineError:

@@ -6,7 +6,8 @@ import platform
 from importlib import metadata
 
 _LIBRARIES = ("edgetune", "numpy", "pillow", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime",
-              "onnxruntime-gpu", "scikit-learn", "safetensors", "tensorrt", "tensorrt-rtx")  # fmt: skip
+              "onnxruntime-gpu", "scikit-learn", "safetensors", "tensorrt", "tensorrt-cu12-bindings",
+              "tensorrt-cu13-bindings", "tensorrt-rtx-cu13-bindings")  # fmt: skip
 
 
 def edgetune_version() -> str:

@@ -19,6 +19,8 @@ from edgetune.core.errors import EngineError
 from edgetune.core.progress import Progress, no_progress
 from edgetune.engine.protocol import WorkRequest, WorkResult
 
+# Not `-m`: that would look for modules in the current folder first, which may hold a user's tensorrt.py.
+_WORKER = "import sys; sys.path[:] = sys.argv[1:]; from edgetune.engine.worker import main; main()"
 _BAR_STEPS = 1000
 _POLL_S = 0.1
 _STDERR_BYTES = 4096
@@ -33,7 +35,7 @@ def run_build(request: WorkRequest, *, timeout_s: float | None, progress: Progre
     """
     with tempfile.TemporaryFile() as noise:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgetune.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", _WORKER, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=noise, text=True, start_new_session=True,
         )  # fmt: skip
         try:
@@ -74,8 +76,10 @@ def _converse(
 
 
 def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    """Whole lines: a process that is killed may leave half of one."""
     for line in stream:
-        lines.put(line)
+        if line.endswith("\n"):
+            lines.put(line)
     lines.put(None)
 
 
@@ -110,14 +114,20 @@ def _death(code: int, last_words: str) -> EngineError:
     if code == -signal.SIGKILL:
         return EngineError(f"the building process was killed, most likely for lack of memory.{said}", hint=_MEMORY_HINT)
     if code < 0:
-        name = signal.Signals(-code).name
         return EngineError(
-            f"the building process crashed ({name}) inside the backend's library.{said}",
+            f"the building process crashed ({_signal_name(-code)}) inside the backend's library.{said}",
             hint="check the model with edgetune info, and try another --backend or a newer version of it",
         )
     return EngineError(
         f"the building process ended without an answer (exit code {code}).{said}", hint="edgetune doctor"
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _tail(noise: IO[bytes]) -> str:

@@ -20,6 +20,7 @@ _DUMP_LINE = re.compile(
 )
 _DUMP_TYPE = re.compile(r"Datatype: (\w+)")
 _NODE_MARK = "[ONNX Layer: "
+_UNNAMED = "node_of_"  # what the parser puts before the output's name where a node has no name
 # The type is one word of "Channel major FP16 format where channel % 8 == 0", or all of "Int8".
 _WORDS = {
     "int8": "int8", "half": "fp16", "fp16": "fp16", "float16": "fp16", "float": "fp32", "fp32": "fp32",
@@ -30,7 +31,8 @@ _CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
 
 def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
     """Kernels of the builder's verbose `Layers:` message, in execution order."""
-    matches = (_DUMP_LINE.fullmatch(line.strip()) for line in text.splitlines()[1:])
+    # Not splitlines: it also splits at the separator characters inside the metadata.
+    matches = (_DUMP_LINE.fullmatch(line.strip()) for line in text.split("\n")[1:])
     return tuple(
         EngineLayer(
             match["name"],
@@ -61,6 +63,9 @@ def _inspected(entry: Mapping[str, Any]) -> EngineLayer:
     name = str(entry.get("Name", ""))
     nodes = _nodes(str(entry.get("Metadata", ""))) or tuple(name.split(" + "))
     inputs, outputs = (tuple(_datatype(tensor) for tensor in entry.get(key, ())) for key in ("Inputs", "Outputs"))
+    weights = str((entry.get("Weights") or {}).get("Type", ""))
+    if inputs and weights and _word(inputs[0]) is None:
+        inputs = (weights, *inputs[1:])  # "N/A due to dynamic shapes": a kernel's weights have the type it reads
     return EngineLayer(name, str(entry.get("LayerType", "")), inputs, outputs, nodes)
 
 
@@ -96,8 +101,9 @@ def _count(found: Iterable[str | None]) -> dict[str, int]:
 
 def _precision(layers: Sequence[EngineLayer], node: str) -> str | None:
     """The type that a convolution's kernel reads; None where no kernel is this convolution's alone."""
+    names = {node, f"{_UNNAMED}{node}"}
     for layer in layers:
-        if _CONVOLUTION.search(layer.kind) and node in layer.nodes and layer.inputs:
+        if _CONVOLUTION.search(layer.kind) and not names.isdisjoint(layer.nodes) and layer.inputs:
             return _word(layer.inputs[0])
     return None
 

@@ -16,6 +16,7 @@ _LAYERS = "Layers:"
 _KEPT = 50
 # "[builder.cpp::buildEngine::42] Error Code 2: " or "IBuilder::build: " say where in the library; users need what.
 _WHERE = re.compile(r"^(\[[^\]]*::[^\]]*\]\s*)?(I\w+::\w+:\s*)?(Error Code \d+:\s*)?")
+_SOURCE = re.compile(r"\.?\s+In \w+ at \S+\.cpp:\d+(?=\)|$)")
 
 
 class LogRecorder:
@@ -42,4 +43,4 @@ class LogRecorder:
 
 def plain(message: str) -> str:
     """The message in one line, without the place in the library that it comes from."""
-    return _WHERE.sub("", " ".join(message.split())).rstrip(".") or message
+    return _SOURCE.sub("", _WHERE.sub("", " ".join(message.split()))).rstrip(".") or message

@@ -78,13 +78,24 @@ def _build(request: WorkRequest, answers: _Answers) -> WorkResult:
     start = time.perf_counter()
     engine = builder.build()
     build_s = time.perf_counter() - start
-    write_bytes_atomic(Path(request.engine_path), engine)
+    _write(Path(request.engine_path), engine)
     if cache is not None:
         write_bytes_atomic(cache, builder.timing_cache())
     return WorkResult(
         builder.inputs(), builder.outputs(), builder.layers(engine), tuple(log.warnings), parse_s, build_s,
         peak_memory_bytes(),
     )  # fmt: skip
+
+
+def _write(path: Path, engine: Any) -> None:
+    try:
+        write_bytes_atomic(path, engine)
+    except OSError as error:
+        raise EngineError(
+            f"the engine was built and cannot be written ({memoryview(engine).nbytes / 1e6:.1f} MB): "
+            f"{error.strerror or error}.",
+            hint="make room in the engine cache, or name another folder with --engine-cache",
+        ) from error
 
 
 def _content(request: WorkRequest) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx
 from onnx import TensorProto
 
@@ -17,12 +19,11 @@ def convolution_precisions(model: onnx.ModelProto) -> dict[str, str]:
     types = {entry.name: entry.data_type for entry in model.graph.initializer}
     types.update((entry.name, entry.type.tensor_type.elem_type) for entry in model.graph.value_info)
     found = {}
-    for node in _convolutions(model):
-        maker = makers.get(node.input[1])
-        if maker is not None and maker.op_type == "DequantizeLinear":
-            found[node_name(node)] = INT8
+    for name, node in _convolutions(model):
+        if _has_dequantized_weights(node, makers):
+            found[name] = INT8
         else:
-            found[node_name(node)] = FP16 if types.get(node.input[1]) == TensorProto.FLOAT16 else FP32
+            found[name] = FP16 if types.get(node.input[1]) == TensorProto.FLOAT16 else FP32
     return found
 
 
@@ -31,11 +32,16 @@ def int8_obstacles(model: onnx.ModelProto) -> dict[str, str]:
     makers = {name: node for node in model.graph.node for name in node.output}
     shapes = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
     found = {}
-    for node in _convolutions(model):
-        reason = _obstacle(node, makers, shapes)
+    for name, node in _convolutions(model):
+        reason = _obstacle(node, makers, shapes) if _has_dequantized_weights(node, makers) else ""
         if reason:
-            found[node_name(node)] = reason
+            found[name] = reason
     return found
+
+
+def _has_dequantized_weights(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
+    maker = makers.get(node.input[1])
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _obstacle(
@@ -47,8 +53,7 @@ def _obstacle(
     scale = shapes.get(dequantize.input[1])
     if scale:
         return f"the scale of its input has the shape {scale}, expected a scalar"
-    weights = makers.get(node.input[1])
-    shape = shapes.get(weights.input[0], ()) if weights is not None else ()
+    shape = shapes.get(makers[node.input[1]].input[0], ())
     groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
     if len(shape) == 4 and groups > 1 and shape[1] * groups != groups and shape[1] % _VECTOR:
         return f"its groups have {shape[1]} channels, no multiple of {_VECTOR}"
@@ -56,10 +61,10 @@ def _obstacle(
 
 
 def input_shapes(model: onnx.ModelProto) -> list[tuple[str, tuple[int | None, ...]]]:
-    """Inputs that are no constants, with None for every size that is left open."""
+    """Inputs that are no constants, with None for every size that is left open: named, absent, or -1 as some write."""
     constants = {entry.name for entry in model.graph.initializer}
     return [
-        (entry.name, tuple(dim.dim_value or None for dim in entry.type.tensor_type.shape.dim))
+        (entry.name, tuple(dim.dim_value if dim.dim_value > 0 else None for dim in entry.type.tensor_type.shape.dim))
         for entry in model.graph.input
         if entry.name not in constants
     ]
@@ -69,5 +74,11 @@ def node_name(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
-def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "Conv"]
+def _convolutions(model: onnx.ModelProto) -> list[tuple[str, onnx.NodeProto]]:
+    """ONNX's own convolutions by name; a name that two nodes have is told apart by its output, which is unique."""
+    uses = Counter(node_name(node) for node in model.graph.node)
+    return [
+        (node_name(node) if uses[node_name(node)] == 1 else f"{node_name(node)} ({node.output[0]})", node)
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.domain in ("", "ai.onnx")
+    ]

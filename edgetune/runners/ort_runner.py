@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgetune.core.errors import MissingDependencyError, ModelError
+from edgetune.core.errors import ModelError
 from edgetune.core.machine import usable_cpus
 from edgetune.core.tensors import Array, Feed, TensorSpec, check_feed
+from edgetune.runners.ort_libraries import import_ort, ort_errors, plugin_device, prepare_provider
+from edgetune.runners.ort_providers import (
+    CPU,
+    CPU_PROVIDER,
+    NO_CPU_NODES,
+    ONE_RELU,
+    EpChoice,
+    EpOptions,
+    model_folder,
+    provider_label,
+    provider_options,
+    session_entries,
+    session_providers,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-CPU_PROVIDER = "CPUExecutionProvider"
+# Part of what ONNX Runtime says where nodes are left to the CPU and must not be.
+_LEFT_TO_CPU = "assigned to the default CPU EP"
+_ASSIGNMENT = "get_provider_graph_assignment_info"
 
 # x86 without VNNI adds pairs of u8 x s8 products in 16 bits, which saturate. With this entry ONNX Runtime makes the
 # weights u8 in memory and takes kernels that add in 32 bits: the same sums, exactly, in about 1.5 times the time.
@@ -45,7 +62,8 @@ class OrtRunner:
 
     `threads` bounds the session's intra-op threads; None takes every usable CPU. Threads never spin: an idle
     or shared device keeps its cores. `exact_int8` keeps u8 x s8 sums from saturating; None does so on the CPUs
-    that need it, True costs time on the others, and False is for measuring what saturation does.
+    that need it, True costs time on the others, and False is for measuring what saturation does. `ep` chooses a
+    provider by edgetune's name, with options, in place of `providers`.
     """
 
     def __init__(
@@ -55,9 +73,11 @@ class OrtRunner:
         providers: tuple[str, ...] = (CPU_PROVIDER,),
         threads: int | None = None,
         exact_int8: bool | None = None,
+        ep: EpChoice | None = None,
     ) -> None:
         self._model = model
-        self._providers = providers
+        self._providers = providers if ep is None else (ep.ort_name,)
+        self._ep = ep
         self._threads = threads or usable_cpus()
         self._exact_int8 = exact_int8
         self._session: InferenceSession | None = None
@@ -65,7 +85,8 @@ class OrtRunner:
 
     @property
     def name(self) -> str:
-        return f"onnxruntime {self._providers[0].removesuffix('ExecutionProvider')}"
+        helped = self._ep is not None and self._ep.name != CPU and self._ep.options.allow_cpu_nodes
+        return f"onnxruntime {provider_label(self._providers[0])}{', other nodes elsewhere' if helped else ''}"
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -76,13 +97,28 @@ class OrtRunner:
         return tuple(_spec(argument) for argument in self._open_session().get_outputs())
 
     @property
+    def max_batch(self) -> int | None:
+        """TensorRT's, where it built for a range of batches; more would be another engine, made while serving."""
+        return None if self._ep is None else self._ep.max_batch
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The model's own metadata: labels and preprocess spec of models that edgetune exported."""
         return dict(self._open_session().get_modelmeta().custom_metadata_map)
 
+    @property
+    def nodes_by_provider(self) -> dict[str, int]:
+        """Where nodes really run, if `allow_cpu_nodes`; empty where ONNX Runtime (before 1.24) does not tell."""
+        session = self._open_session()
+        if self._ep is None or not self._ep.options.allow_cpu_nodes or not hasattr(session, _ASSIGNMENT):
+            return {}
+        counts: Counter[str] = Counter()
+        for part in getattr(session, _ASSIGNMENT)():
+            counts[provider_label(part.ep_name)] += len(part.get_nodes())
+        return dict(counts)
+
     def __enter__(self) -> OrtRunner:
-        exact = int8_saturates() if self._exact_int8 is None else self._exact_int8
-        self._session = _open(self._model, self._providers, _session_options(self._threads, exact))
+        self._session = self._start()
         self._input_specs = tuple(_spec(argument) for argument in self._session.get_inputs())
         return self
 
@@ -97,9 +133,18 @@ class OrtRunner:
         names = [output.name for output in session.get_outputs()]
         try:
             outputs = session.run(names, {name: np.ascontiguousarray(array) for name, array in feed.items()})
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise ModelError(f"ONNX Runtime failed while running the model: {error}") from error
         return dict(zip(names, outputs, strict=True))
+
+    def _start(self) -> InferenceSession:
+        if self._ep is not None and self._ep.name != CPU:
+            return _open_on_provider(self._model, self._ep, self._threads)
+        exact = int8_saturates() if self._exact_int8 is None else self._exact_int8
+        options = _session_options(self._threads, exact)
+        if CPU_PROVIDER not in self._providers:
+            options.add_session_config_entry(*NO_CPU_NODES)
+        return _open(self._model, list(self._providers), options)
 
     def _open_session(self) -> InferenceSession:
         if self._session is None:
@@ -118,27 +163,7 @@ def ort_version() -> str | None:
 
 def available_providers() -> tuple[str, ...]:
     """The execution providers of the installed ONNX Runtime; a provider listed may still lack its libraries."""
-    return tuple(_import_ort().get_available_providers())
-
-
-def _import_ort() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            "ONNX Runtime is not installed.",
-            hint="pip install 'edgetune[cpu]' for a CPU, or 'edgetune[gpu]' for an NVIDIA GPU, never both",
-        ) from error
-    return onnxruntime
-
-
-def _ort_errors() -> tuple[type[BaseException], ...]:
-    """ONNX Runtime's exceptions have no common root but `Exception`; these are the ones it raises."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "NotImplemented",
-             "RuntimeException", "EPFail", "EngineError", "ModelLoaded", "ModelRequiresCompilation")  # fmt: skip
-    return (RuntimeError, ValueError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    return tuple(import_ort().get_available_providers())
 
 
 @functools.cache
@@ -148,18 +173,18 @@ def int8_saturates() -> bool:
     CPU flags would not do: not every system or emulator tells them, and they do not say which kernel is taken.
     Where the product cannot be computed, the answer is the safe one, True.
     """
-    ort = _import_ort()
+    ort = import_ort()
     feed = {"a": np.full((2, 8), 255, np.uint8), "b": np.full((8, 16), 127, np.int8)}
     try:
         session = ort.InferenceSession(_U8_S8_PRODUCT, _session_options(1, False), providers=[CPU_PROVIDER])
         (sums,) = session.run(None, feed)
-    except _ort_errors():
+    except ort_errors():
         return True
     return not (sums == 8 * 255 * 127).all()
 
 
 def _session_options(threads: int, exact_int8: bool) -> Any:
-    options = _import_ort().SessionOptions()
+    options = import_ort().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -169,20 +194,35 @@ def _session_options(threads: int, exact_int8: bool) -> Any:
     return options
 
 
-def _open(model: Path | bytes, providers: tuple[str, ...], options: Any) -> InferenceSession:
-    ort = _import_ort()
-    _check_providers(providers, ort.get_available_providers())
+def _open(model: Path | bytes, providers: list[Any], options: Any) -> InferenceSession:
+    """`providers` as ONNX Runtime takes them, with or without options; empty where `options` has them."""
+    ort = import_ort()
+    wanted = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    _check_providers(wanted, ort.get_available_providers())
     source = str(model) if isinstance(model, Path) else model
-    name = str(model) if isinstance(model, Path) else "the ONNX model"
     try:
-        session: InferenceSession = ort.InferenceSession(source, options, providers=list(providers))
-    except _ort_errors() as error:
-        raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
-    _check_providers(providers, session.get_providers())
+        # Its fallback would print to stdout and try the CPU, here and whenever the provider fails at a run.
+        session: InferenceSession = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except ort_errors() as error:
+        message = f"ONNX Runtime {ort.__version__} cannot load {_title(model)}: {str(error).strip()}"
+        raise ModelError(message, hint=_load_hint(message)) from error
+    _check_providers(wanted, session.get_providers())
     return session
 
 
-def _check_providers(wanted: tuple[str, ...], present: list[str]) -> None:
+def _load_hint(message: str) -> str:
+    if "EPContext" in message:
+        return "it holds a TensorRT engine, for the provider that wrote it"
+    if _LEFT_TO_CPU in message or "Please install TensorRT" in message:
+        return "edgetune doctor tells which providers are usable here"
+    return ""
+
+
+def _title(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else "the ONNX model"
+
+
+def _check_providers(wanted: list[str], present: list[str]) -> None:
     """ONNX Runtime itself falls back to the CPU without a word; nothing here does."""
     missing = [provider for provider in wanted if provider not in present]
     if missing:
@@ -190,6 +230,57 @@ def _check_providers(wanted: tuple[str, ...], present: list[str]) -> None:
             f"{', '.join(missing)} was asked for, but ONNX Runtime has {', '.join(present)}.",
             hint="edgetune doctor tells which libraries are missing",
         )
+
+
+def _open_on_provider(model: Path | bytes, ep: EpChoice, threads: int) -> InferenceSession:
+    """A session on a GPU's provider.
+
+    Raises:
+        MissingDependencyError: the provider is not installed, or lacks libraries.
+        ModelError: it does not start, or does not take the whole model and `allow_cpu_nodes` is not set.
+    """
+    ort = import_ort()
+    prepare_provider(ort, ep)
+    folder = model_folder(model, ep)
+    options = ep_session_options(ort, ep, threads, folder)
+    try:
+        session = _open(model, session_providers(ep, folder), options)
+    except ModelError as error:
+        if _LEFT_TO_CPU in error.message:
+            raise _why_not_whole(model, ep, threads) from error
+        raise
+    _check_providers([ep.ort_name], session.get_providers())
+    return session
+
+
+def ep_session_options(ort: Any, ep: EpChoice, threads: int, folder: Path | None) -> Any:
+    options = _session_options(threads, exact_int8=False)
+    for key, value in session_entries(ep).items():
+        options.add_session_config_entry(key, value)
+    if ep.is_tensorrt:
+        # TensorRT optimises by itself, and must get Q and DQ as they are in the file: ONNX Runtime would quantize
+        # biases to int32, which TensorRT refuses, or fold the weights' DequantizeLinear away.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if ep.is_plugin:
+        options.add_provider_for_devices([plugin_device(ort, ep)], provider_options(ep, folder))
+    return options
+
+
+def _why_not_whole(model: Path | bytes, ep: EpChoice, threads: int) -> ModelError:
+    """ONNX Runtime says the same of nodes that the provider does not take and of a provider that does not start."""
+    label = provider_label(ep.ort_name)
+    helped = EpChoice(ep.name, EpOptions(device_id=ep.options.device_id, allow_cpu_nodes=True))
+    try:
+        _open_on_provider(ONE_RELU, helped, threads)
+    except ModelError:
+        return ModelError(
+            f"{ep.name} was asked for, but {label} does not start here, though its libraries load.",
+            hint="nvidia-smi tells whether the driver sees a GPU; ONNX Runtime's log above tells the rest",
+        )
+    return ModelError(
+        f"{label} does not take all of {_title(model)}: ONNX Runtime would run the other nodes on the CPU.",
+        hint="run the model with cpu, or allow CPU nodes and know that latencies are of both",
+    )
 
 
 def _spec(argument: Any) -> TensorSpec:
@@ -201,4 +292,4 @@ def write_optimised(model: Path | bytes, destination: Path) -> None:
     """Writes the graph that ONNX Runtime really runs on a CPU here, after its optimisations, as an ONNX file."""
     options = _session_options(1, int8_saturates())
     options.optimized_model_filepath = str(destination)
-    _open(model, (CPU_PROVIDER,), options)
+    _open(model, [CPU_PROVIDER], options)

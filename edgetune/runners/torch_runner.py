@@ -37,6 +37,14 @@ class TorchRunner:
     def input_specs(self) -> tuple[TensorSpec, ...]:
         return self._specs
 
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(self._output, "float32", (None, None)),)
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
     def __enter__(self) -> TorchRunner:
         self._stack = contextlib.ExitStack()
         self._stack.callback(_restore_modes, [(layer, layer.training) for layer in self._module.modules()])

@@ -15,9 +15,9 @@ from edgetune.core.bundle import Bundle, load_bundle
 from edgetune.core.errors import UsageError
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT, Array
-from edgetune.runners.base import infer_images
-from edgetune.runners.from_bundle import Choice, SelfTest, choose_artifact, open_runner, self_test
-from edgetune.runners.ort_runner import OrtRunner
+from edgetune.runners.base import Runner, infer_images
+from edgetune.runners.choice import Choice
+from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
 from edgetune.serve.settings import ServeSettings
 
 VERSION = "1"
@@ -29,7 +29,7 @@ class ServedModel:
     name: str
     bundle: Bundle
     choice: Choice
-    runner: OrtRunner
+    runner: Runner
     tested: SelfTest
 
     def infer(self, feed: dict[str, Array]) -> dict[str, Array]:
@@ -57,8 +57,8 @@ def open_model(bundle_path: Path, settings: ServeSettings) -> Iterator[ServedMod
             f"the model name {settings.model_name!r} cannot stand in a URL.", hint="letters, digits, '.', '_' and '-'"
         )
     bundle = load_bundle(bundle_path)
-    choice = choose_artifact(bundle, settings.artifact, allow_failed=settings.allow_failed)
-    with open_runner(bundle, choice.artifact, settings.threads) as runner:
+    wanted, options = settings.artifact, settings.runner
+    with open_chosen(bundle, wanted, options, allow_failed=settings.allow_failed) as (choice, runner):
         tested = self_test(bundle, choice.artifact, runner)
         name = settings.model_name or bundle_path.resolve().name
         yield ServedModel(name, bundle, choice, runner, tested)

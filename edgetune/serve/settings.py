@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetune.runners.from_bundle import AUTO
+from edgetune.runners.choice import AUTO, RunnerOptions
 
 MIB = 1 << 20
 
@@ -18,7 +18,7 @@ class ServeSettings:
     model_name: str = ""
     artifact: str = AUTO
     allow_failed: bool = False
-    threads: int | None = None
+    runner: RunnerOptions = RunnerOptions()  # noqa: RUF009 - frozen
     max_requests: int = 32
     max_connections: int = 256
     max_body_bytes: int = 16 * MIB

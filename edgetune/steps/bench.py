@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +12,29 @@ import numpy as np
 
 from edgetune.bench.latency import Latency, time_runners
 from edgetune.bench.probe import ColdStart, probe_cold_start
-from edgetune.core.bundle import PASS, Artifact, Bundle, load_bundle
+from edgetune.core.bundle import PASS, Bundle, load_bundle
+from edgetune.core.engine_files import read_sidecar
 from edgetune.core.errors import SelfTestError
 from edgetune.core.golden import load_golden
 from edgetune.core.machine import cpu_name, usable_cpus
 from edgetune.core.progress import Progress, no_progress
 from edgetune.runners.base import Runner
-from edgetune.runners.from_bundle import open_runner, self_test, suits_machine
+from edgetune.runners.choice import AUTO, Choice, RunnerOptions, choose_all, suits_runner
+from edgetune.runners.from_bundle import open_runner, self_test
+from edgetune.runners.ort_providers import CPU
 
 DEFAULT_BATCHES = (1, 8)
+_DEFAULT_RUNNER = RunnerOptions()
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """`speedup` is the FP32 artifact's p50 at batch 1 over this one's; `self_test` is "ok", or what went wrong."""
+    """`speedup` is the first FP32 row's p50 at batch 1 over this one's; `self_test` is "ok", or what went wrong.
+    `verdict` is the artifact's, and for an engine its own.
+    """
 
     artifact: str
+    runner: str
     precision: str
     verdict: str
     self_test: str
@@ -45,40 +54,52 @@ class BenchResult:
 
 
 def bench(
-    bundle_path: Path, *, runs: int = 100, threads: int | None = None, batches: tuple[int, ...] = DEFAULT_BATCHES,
-    progress: Progress = no_progress,
+    bundle_path: Path, options: RunnerOptions = _DEFAULT_RUNNER, *, runners: Sequence[str] = (AUTO,), runs: int = 100,
+    batches: tuple[int, ...] = DEFAULT_BATCHES, progress: Progress = no_progress,
 ) -> BenchResult:  # fmt: skip
-    """Times the artifacts in alternating rounds on the golden images; the first of `batches` decides."""
+    """Times the artifacts in alternating rounds on the golden images; the first of `batches` decides.
+
+    `runners` are kinds of `RunnerOptions`: `auto` is the CPU, and every engine of the cache that fits this machine.
+
+    Raises:
+        EngineError, ModelError, MissingDependencyError: a runner that was named cannot run here.
+    """
     bundle = load_bundle(bundle_path)
-    count = threads or usable_cpus()
-    artifacts = bundle.manifest.artifacts
-    starts = {a.name: _start(bundle, a, count) for a in artifacts}
-    latencies: dict[str, list[Latency]] = {artifact.name: [] for artifact in artifacts}
+    options = dataclasses.replace(options, threads=options.threads or usable_cpus())
+    choices = choose_all(bundle, runners, options)
+    latencies: dict[str, list[Latency]] = {key: [] for key in choices}
     pixels = load_golden(bundle)[0].pixels
     with contextlib.ExitStack() as stack:
-        runners: dict[str, Runner] = {a.name: stack.enter_context(open_runner(bundle, a, count)) for a in artifacts}
+        opened: dict[str, Runner] = {
+            key: stack.enter_context(open_runner(bundle, choice, options)) for key, choice in choices.items()
+        }
+        starts = {key: probe_cold_start(bundle.path, choice, options) for key, choice in choices.items()}
         for batch in batches:
             images = pixels[np.arange(batch) % len(pixels)]
-            for name, latency in time_runners(runners, images, runs, progress=progress).items():
-                latencies[name].append(latency)
-        tested = {a.name: _self_test(bundle, a, runners[a.name]) for a in artifacts}
-    first = next((a for a in artifacts if a.precision == "fp32"), artifacts[0])
-    base = latencies[first.name][0].p50_ms
+            for key, latency in time_runners(opened, images, runs, progress=progress).items():
+                latencies[key].append(latency)
+        tested = {key: _self_test(bundle, choice, opened[key]) for key, choice in choices.items()}
+    first = next((key for key, choice in choices.items() if choice.artifact.precision == "fp32"), next(iter(choices)))
+    base = latencies[first][0].p50_ms
     rows = tuple(
-        BenchRow(a.name, a.precision, a.verdict, tested[a.name], a.size_bytes, tuple(latencies[a.name]), starts[a.name],
-                 base / latencies[a.name][0].p50_ms)
-        for a in artifacts
+        BenchRow(choice.artifact.name, choice.runner, choice.artifact.precision, _verdict(choice), tested[key],
+                 choice.artifact.size_bytes, tuple(latencies[key]), starts[key], base / latencies[key][0].p50_ms)
+        for key, choice in choices.items()
     )  # fmt: skip
-    return BenchResult(cpu_name(), count, rows, *_recommend(rows))
+    return BenchResult(cpu_name(), options.threads or 1, rows, *_recommend(rows))
 
 
-def _start(bundle: Bundle, artifact: Artifact, threads: int) -> ColdStart:
-    return probe_cold_start(bundle.path / artifact.name, bundle.manifest.preprocess.crop_size, threads)
+def _verdict(choice: Choice) -> str:
+    if choice.engine is None:
+        return choice.artifact.verdict
+    parity = read_sidecar(choice.engine).parity
+    return parity.verdict if parity is not None else "NOT-RUN"
 
 
-def _self_test(bundle: Bundle, artifact: Artifact, runner: Runner) -> str:
-    if not suits_machine(artifact):
-        return f"{artifact.target} INT8 is not for this CPU"
+def _self_test(bundle: Bundle, choice: Choice, runner: Runner) -> str:
+    artifact = choice.artifact
+    if not suits_runner(artifact, choice.runner):
+        return f"{artifact.precision.upper()} for {artifact.target} is not for this CPU"
     try:
         self_test(bundle, artifact, runner)
     except SelfTestError as error:
@@ -92,7 +113,8 @@ def _recommend(rows: tuple[BenchRow, ...]) -> tuple[str | None, str]:
         return None, "no artifact passed parity and its self-test here"
     best = max(passed, key=lambda row: row.speedup)
     failed = [row.artifact for row in rows if row.speedup > best.speedup]
+    where = "" if best.runner == CPU else f" with --runner {best.runner}"
     reason = f"the fastest here that passed parity, {best.speedup:.2f}x the speed of FP32 at batch 1"
-    if best.precision == "fp32":
+    if best.precision == "fp32" and best.runner == CPU:
         reason = "no artifact that passed parity is faster than FP32 here"
-    return best.artifact, reason + (f" ({', '.join(failed)} is faster but did not pass)" if failed else "")
+    return best.artifact, reason + where + (f" ({', '.join(failed)} is faster but did not pass)" if failed else "")

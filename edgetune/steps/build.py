@@ -16,12 +16,12 @@ from edgetune.core.engine_files import (
     EngineHost,
     EngineKey,
     EngineRecord,
-    check_host,
     engine_cache,
     find_engines,
+    host_mismatch,
 )
-from edgetune.core.errors import EngineError, EngineMismatchError
-from edgetune.core.files import sha256_of_file
+from edgetune.core.errors import EngineError
+from edgetune.core.files import printable, sha256_of_file
 from edgetune.core.machine import usable_cpus
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.versions import edgetune_version
@@ -141,19 +141,20 @@ class _Job:
         return BuildResult(self._folder, record, False, (*notes, *result.warnings))
 
     def _explain_others(self, host: EngineHost) -> list[str]:
-        """Why the newest engine of this model that is there does not do."""
-        reasons = (
-            (folder, _mismatch(record, host)) for folder, record in find_engines(self.cache, self._key.onnx_sha256)
-        )
-        return next(
-            ([f"{folder.name} in the cache does not fit: {reason}"] for folder, reason in reasons if reason), []
-        )
+        """Why the newest engine that differs in nothing but where it was built does not do."""
+        for folder, record in find_engines(self.cache, self._key.onnx_sha256):
+            if record.key == self._key or dataclasses.replace(record.key, host=self._key.host) != self._key:
+                continue
+            reason = host_mismatch(record.key, host)
+            if reason:
+                return [f"{folder.name} in the cache does not fit: {reason}"]
+        return []
 
     def _work_request(self, engine: Path) -> WorkRequest:
         file, request = self._source.file, self._request
         return WorkRequest(
             backend=self._library.name,
-            onnx_path=str(file.path.resolve()),
+            onnx_path=str(file.path.absolute()),  # not resolved: data files lie beside a link, not beside its target
             onnx_sha256=file.sha256 if file.is_single else "",
             engine_path=str(engine),
             options=self._key.options,
@@ -169,7 +170,7 @@ class _Job:
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             edgetune_version=edgetune_version(),
             key=self._key,
-            artifact=self._source.file.path.name,
+            artifact=printable(self._source.file.path.name),
             sha256=sha256_of_file(engine),
             size_bytes=engine.stat().st_size,
             inputs=result.inputs,
@@ -180,14 +181,6 @@ class _Job:
             build_s=result.build_s,
             peak_memory_bytes=result.peak_memory_bytes,
         )
-
-
-def _mismatch(record: EngineRecord, host: EngineHost) -> str:
-    try:
-        check_host(record.key, host)
-    except EngineMismatchError as error:
-        return error.message
-    return ""
 
 
 def _discard_orphan(folder: Path) -> None:

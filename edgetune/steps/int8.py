@@ -38,7 +38,7 @@ from edgetune.quantize.quantizer import Calibration, QuantizedModel, calibrate, 
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.sensitivity import Sensitivity, rank_layers
 from edgetune.quantize.targets import Target, find_target
-from edgetune.runners.from_bundle import runs_here
+from edgetune.runners.choice import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.steps.training_features import TrainingFeatures, TrainingImages
 

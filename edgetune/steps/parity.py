@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgetune.core.bundle import MANIFEST_NAME, Artifact, Bundle, load_bundle
+from edgetune.core.engine_files import EngineParity, record_parity
 from edgetune.core.errors import DataError, OutputExistsError, WeightsError
 from edgetune.core.files import sha256_of_file, write_bytes_atomic
 from edgetune.core.machine import cpu_name
@@ -32,7 +33,9 @@ from edgetune.parity.report import (
     report_json,
 )  # fmt: skip
 from edgetune.runners.base import Runner
-from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.runners.choice import Choice, RunnerOptions, choose_all
+from edgetune.runners.from_bundle import open_runner
+from edgetune.runners.ort_runner import ort_version
 from edgetune.steps.reference import StoredReference, find_run, load_stored_reference, open_live_reference
 
 REFERENCE_KEY = "reference"
@@ -41,12 +44,16 @@ REPORT_NAME = "parity.json"
 
 @dataclass(frozen=True)
 class ParityOptions:
-    """`run` None takes the bundle's recorded run; `out` None writes nothing; `max_drop` is a share of images."""
+    """`run` None takes the bundle's recorded run; `out` None writes nothing; `max_drop` is a share of images.
+
+    `runner` says what runs the artifacts: `auto` is the CPU, and every engine of the cache that fits this machine.
+    """
 
     run: Path | None = None
     out: Path | None = None
     max_drop: float = DEFAULT_MAX_DROP
     force: bool = False
+    runner: RunnerOptions = RunnerOptions()  # noqa: RUF009 - frozen
 
 
 def parity(
@@ -61,6 +68,7 @@ def parity(
         _check_report_folder(options.out, force=options.force)
     bundle = load_bundle(bundle_path)
     found = find_run(bundle, options.run)
+    choices = choose_all(bundle, (options.runner.kind,), options.runner)
     files, listed = _files_to_judge(bundle, data, found[1] if found else None)
     with contextlib.ExitStack() as stack:
         runners: dict[str, Runner] = {}
@@ -73,12 +81,14 @@ def parity(
             runners[REFERENCE_KEY] = stack.enter_context(live)
         else:
             stored = load_stored_reference(bundle)
-        for artifact in bundle.manifest.artifacts:
-            runners[artifact.name] = stack.enter_context(OrtRunner(bundle.path / artifact.name))
+        for name, choice in choices.items():
+            runners[name] = stack.enter_context(open_runner(bundle, choice, options.runner))
         table = collect_logits(files, bundle.manifest.preprocess, runners, progress=progress)
         names = {key: runner.name for key, runner in runners.items()}
-    entries = judge_table(table, names, bundle.manifest.artifacts, options.max_drop, stored)
+    artifacts = {name: choice.artifact for name, choice in choices.items()}
+    entries = judge_table(table, names, artifacts, options.max_drop, stored)
     source = str(data) if data is not None else "the run's validation split"
+    _tell_engines(choices.values(), entries)
     report = make_report(source, len(bundle.manifest.classes), entries, (*listed, *table.skipped))
     if options.out is not None:
         write_bytes_atomic(options.out / REPORT_NAME, report_json(report))
@@ -89,33 +99,43 @@ def parity(
 def judge_table(
     table: LogitsTable,
     runner_names: dict[str, str],
-    artifacts: Sequence[Artifact],
+    artifacts: Mapping[str, Artifact],
     max_drop: float,
     stored: StoredReference | None = None,
 ) -> tuple[ParityEntry, ...]:
-    """One entry per artifact; with a stored reference, on the images it knows."""
+    """One entry per artifact, by the names of the table; with a stored reference, on the images it knows."""
     rows = np.arange(len(table.hashes))
     if stored is not None:
         rows = np.array([row for row, sha256 in enumerate(table.hashes) if sha256 in stored.rows], dtype=np.int64)
     reference_name = stored.name if stored is not None else runner_names[REFERENCE_KEY]
     if len(rows) == 0:
         reason = "no PyTorch reference: neither torch with the run, nor stored logits of these images"
-        return tuple(entry_not_run(a.name, runner_names[a.name], reference_name, reason) for a in artifacts)
+        return tuple(
+            entry_not_run(artifact.name, runner_names[name], reference_name, reason)
+            for name, artifact in artifacts.items()
+        )
     reference = (
         table.logits[REFERENCE_KEY] if stored is None else np.stack([stored.rows[table.hashes[row]] for row in rows])
     )
     entries = []
-    for artifact in artifacts:
-        comparison = compare_logits(reference, table.logits[artifact.name][rows], table.labels[rows])
+    for name, artifact in artifacts.items():
+        comparison = compare_logits(reference, table.logits[name][rows], table.labels[rows])
         judgement = judge(comparison, gate_for(artifact.precision, max_drop))
-        entry = entry_from_comparison(
-            (artifact.name, runner_names[artifact.name], reference_name), comparison, judgement
-        )
+        entry = entry_from_comparison((artifact.name, runner_names[name], reference_name), comparison, judgement)
         if len(rows) < len(table.hashes):
             missing = len(table.hashes) - len(rows)
             entry = incomplete(entry, f"{missing} of {len(table.hashes)} images have no stored reference logits")
         entries.append(entry)
     return tuple(entries)
+
+
+def _tell_engines(choices: Iterable[Choice], entries: Iterable[ParityEntry]) -> None:
+    """Writes an engine's verdict beside the engine: it is the engine's own, whatever the artifact's was."""
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    for choice, entry in zip(choices, entries, strict=True):
+        if choice.engine is not None:
+            parity = EngineParity(entry.verdict, entry.images, entry.top1_agreement, entry.sqnr_db, created)
+            record_parity(choice.engine, parity)
 
 
 def make_report(

@@ -14,7 +14,10 @@ from edgetune.core.labels import Prediction, top_predictions
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.runners.base import infer_images
-from edgetune.runners.from_bundle import AUTO, choose_artifact, open_runner
+from edgetune.runners.choice import AUTO, RunnerOptions
+from edgetune.runners.from_bundle import open_chosen
+
+_DEFAULT_RUNNER = RunnerOptions()
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,19 @@ class ImagePrediction:
 @dataclass(frozen=True)
 class PredictResult:
     artifact: str
+    runner: str
     reason: str
     images: tuple[ImagePrediction, ...]
 
 
 def predict(
-    bundle_path: Path, images: Sequence[Path], *, artifact: str = AUTO, top: int = 3, allow_failed: bool = False
-) -> PredictResult:
+    bundle_path: Path, images: Sequence[Path], *, artifact: str = AUTO, top: int = 3, allow_failed: bool = False,
+    options: RunnerOptions = _DEFAULT_RUNNER,
+) -> PredictResult:  # fmt: skip
     """Predicts each file on its own; one that cannot be read does not stop the others."""
     bundle = load_bundle(bundle_path)
-    choice = choose_artifact(bundle, artifact, allow_failed=allow_failed)
     results = []
-    with open_runner(bundle, choice.artifact) as runner:
+    with open_chosen(bundle, artifact, options, allow_failed=allow_failed) as (choice, runner):
         for path in images:
             try:
                 pixels = preprocess_image(_read(path), bundle.manifest.preprocess, name=str(path))
@@ -53,7 +57,8 @@ def predict(
                 raise ArtifactError(f"{choice.artifact.name} gives NaN or infinity for {path}.")
             best = top_predictions(logits, bundle.manifest.classes, top)
             results.append(ImagePrediction(str(path), best, tuple(float(value) for value in logits), None))
-    return PredictResult(choice.artifact.name, choice.reason, tuple(results))
+        name = runner.name
+    return PredictResult(choice.artifact.name, name, choice.reason, tuple(results))
 
 
 def _read(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from edgetune.quantize.quantizer import calibrate, quantize
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner, infer_images
-from edgetune.runners.from_bundle import runs_here
+from edgetune.runners.choice import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 
 _BATCH = 8

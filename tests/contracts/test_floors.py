@@ -55,7 +55,7 @@ def test_help_of_every_command_needs_no_framework() -> None:
     done = _run(_BLOCK + "from edgetune.cli.main import cli, _COMMANDS\n"
                 "for name in _COMMANDS: cli.main([name, '--help'], standalone_mode=False)")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Example:") == 10
+    assert done.stdout.count("Example:") == 11
 
 
 @pytest.mark.e2e

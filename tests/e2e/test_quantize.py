@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgetune.quantize.census import count_operators, fused_layers
-from edgetune.runners.from_bundle import runs_here
+from edgetune.runners.choice import runs_here
 from edgetune.runners.ort_runner import OrtRunner
 
 pytestmark = pytest.mark.e2e

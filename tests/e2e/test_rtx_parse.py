@@ -6,7 +6,6 @@ process of its own, because a mistake in a graph can crash the library.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,16 +16,18 @@ import numpy as np
 import onnx
 import pytest
 
+from edgetune.core.engine_files import TENSORRT_RTX
 from edgetune.quantize.lint import lint
 from edgetune.quantize.lint_view import GraphView
+from edgetune.runners.trt_library import installed_backends
 from tests.unit.quantize.qdq_breaks import Break, float_weight, image_transposed_first, rewire, set_to
 from tests.unit.quantize.qdq_graphs import good, put_constant, sort
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None,
-        reason="tensorrt_rtx cannot be imported; pip install 'edgetune[tensorrt-rtx]'",
+        TENSORRT_RTX not in installed_backends(),
+        reason="TensorRT for RTX is not installed; pip install 'edgetune[tensorrt-rtx]'",
     ),
 ]
 
@@ -35,7 +36,8 @@ _ARTIFACT = "model.int8.tensorrt.onnx"
 # Prints one line of JSON: what the parser objected to, whether an engine came out, and its layers.
 _BUILD = """
 import json, sys
-import tensorrt_rtx as trt
+from edgetune.runners.trt_library import load_library
+trt = load_library("tensorrt-rtx").module
 
 class Log(trt.ILogger):
     def __init__(self):

@@ -62,6 +62,14 @@ class RecordingRunner:
     def input_specs(self) -> tuple[TensorSpec, ...]:
         return self._runner.input_specs
 
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        return self._runner.output_specs
+
+    @property
+    def max_batch(self) -> int | None:
+        return self._runner.max_batch
+
     def infer(self, feed: Feed) -> dict[str, Array]:
         self._batches.append(len(feed["image"]))
         return self._runner.infer(feed)

@@ -195,17 +195,24 @@ def load_engine(folder: Path, host: EngineHost) -> tuple[EngineRecord, bytes]:
 def check_engine(folder: Path) -> EngineRecord:
     """Reads the sidecar and compares every byte of the engine with it. Raises `EngineError`."""
     record, path = read_sidecar(folder), folder / ENGINE_NAME
-    if not path.is_file():
-        raise EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD)
-    _check_bytes(folder, record, path.stat().st_size, sha256_of_file(path))
+    try:
+        _check_bytes(folder, record, path.stat().st_size, sha256_of_file(path))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return record
 
 
 def _read_engine(folder: Path) -> bytes:
     try:
         return (folder / ENGINE_NAME).read_bytes()
-    except FileNotFoundError as error:
-        raise EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD) from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> EngineError:
+    if isinstance(error, FileNotFoundError):
+        return EngineError(f"{folder} has a sidecar and no engine ({ENGINE_NAME}).", hint=_REBUILD)
+    return EngineError(f"{folder / ENGINE_NAME} cannot be read: {error.strerror or error}.", hint=_REBUILD)
 
 
 def _check_bytes(folder: Path, record: EngineRecord, size_bytes: int, sha256: str) -> None:
@@ -285,7 +292,13 @@ def find_engines(cache: Path, onnx_sha256: str) -> list[tuple[Path, EngineRecord
 
 
 def record_parity(folder: Path, parity: EngineParity) -> EngineRecord:
-    """Writes the engine's own verdict into its sidecar. Raises `EngineError` when the sidecar cannot be read."""
+    """Writes the engine's own verdict into its sidecar. Raises `EngineError` when that cannot be read or written."""
     record = dataclasses.replace(read_sidecar(folder), parity=parity)
-    write_bytes_atomic(folder / SIDECAR_NAME, sidecar_bytes(record))
+    try:
+        write_bytes_atomic(folder / SIDECAR_NAME, sidecar_bytes(record))
+    except OSError as error:
+        raise EngineError(
+            f"the engine's verdict cannot be written into {folder}: {error.strerror or error}.",
+            hint="run it as the user who built the engine, or with an --engine-cache of yours",
+        ) from error
     return record

@@ -97,6 +97,10 @@ class OrtRunner:
         return tuple(_spec(argument) for argument in self._open_session().get_outputs())
 
     @property
+    def min_batch(self) -> int:
+        return 1 if self._ep is None or self._ep.max_batch is None else self._ep.options.min_batch
+
+    @property
     def max_batch(self) -> int | None:
         """TensorRT's, where it built for a range of batches; more would be another engine, made while serving."""
         return None if self._ep is None else self._ep.max_batch

@@ -42,6 +42,10 @@ class TorchRunner:
         return (TensorSpec(self._output, "float32", (None, None)),)
 
     @property
+    def min_batch(self) -> int:
+        return 1
+
+    @property
     def max_batch(self) -> int | None:
         return None
 

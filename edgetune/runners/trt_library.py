@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,35 +50,59 @@ def load_library(wanted: str = AUTO) -> TrtLibrary:
     if wanted not in (AUTO, *_MODULES):
         raise UsageError(f"the backend {wanted!r} is not known; known: {AUTO}, {', '.join(_MODULES)}.")
     names = installed_backends() if wanted == AUTO else (wanted,)
-    name = names[0] if names else TENSORRT
+    if not names:
+        raise _not_installed(wanted)
+    loaded = (_import_if_whole(name) for name in names[:-1])
+    return next((library for library in loaded if library is not None), None) or _import(names[-1])
+
+
+def _import_if_whole(name: str) -> TrtLibrary | None:
+    """None for bindings without their libraries, which PyPI has."""
+    try:
+        return _import(name)
+    except MissingDependencyError:
+        return None
+
+
+def _import(name: str) -> TrtLibrary:
     module_name = _find_module(_MODULES[name])
     if module_name is None:
-        missing = "neither TensorRT nor TensorRT-RTX is" if wanted == AUTO else f"{name} is not"
-        raise MissingDependencyError(
-            f"{missing} installed for this Python.",
-            hint=f"pip install 'edgetune[{name}]'; on a Jetson, JetPack brings tensorrt: make the environment with "
-            "--system-site-packages",
-        )
+        raise _not_installed(name)
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, OSError, RuntimeError) as error:
+        return TrtLibrary(name, str(module.__version__), module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise MissingDependencyError(
             f"{name} is installed, but does not load: {first_line(error)}.", hint="edgetune doctor"
         ) from error
-    return TrtLibrary(name, str(module.__version__), module)
+
+
+def _not_installed(wanted: str) -> MissingDependencyError:
+    what, extra = (f"{wanted} is not", wanted)
+    if wanted == AUTO:
+        what, extra = "neither TensorRT nor TensorRT-RTX is", TENSORRT
+    return MissingDependencyError(
+        f"{what} installed for this Python.",
+        hint=f"pip install 'edgetune[{extra}]'; on a Jetson, JetPack brings tensorrt: make the environment with "
+        "--system-site-packages",
+    )
 
 
 def _find_module(names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if importlib.util.find_spec(name) is not None), None)
+    """The first that is a package with code; a folder that happens to have the name is none."""
+    specs = ((name, importlib.util.find_spec(name)) for name in names)
+    return next((name for name, spec in specs if spec is not None and spec.origin is not None), None)
 
 
 _loggers: dict[str, Any] = {}
+_making_logger = threading.Lock()
 
 
 def library_logger(library: TrtLibrary, sink: LogSink) -> Any:
     """The one logger of this process, sending to `sink` from now on: the library keeps the first logger for ever."""
-    if library.name not in _loggers:
-        _loggers[library.name] = _make_logger(library.module)
+    with _making_logger:
+        if library.name not in _loggers:
+            _loggers[library.name] = _make_logger(library.module)
     logger = _loggers[library.name]
     logger.sink = sink
     return logger

@@ -70,6 +70,10 @@ class TrtRunner:
         return self._output_specs
 
     @property
+    def min_batch(self) -> int:
+        return self._open_session().batches[0]
+
+    @property
     def max_batch(self) -> int:
         """The most images that one call of `infer` takes."""
         return self._open_session().batches[1]

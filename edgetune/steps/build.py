@@ -25,7 +25,7 @@ from edgetune.core.files import printable, sha256_of_file
 from edgetune.core.machine import usable_cpus
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.versions import edgetune_version
-from edgetune.engine.backend import CURRENT, check_options
+from edgetune.engine.backend import CURRENT, check_options, known_targets
 from edgetune.engine.build import run_build
 from edgetune.engine.cache import engine_lock, find_intact, new_engine, write_sidecar
 from edgetune.engine.layers import prove
@@ -96,9 +96,14 @@ def _settle_targets(library: TrtLibrary, host: EngineHost, options: BuildOptions
             f"{what} builds for the GPU of this machine, and none was found.",
             hint="build on the device, or ahead of time with --backend tensorrt-rtx --targets sm86,sm89",
         )
-    if library.is_rtx and not options.targets and host.gpu:
-        return dataclasses.replace(options, targets=(CURRENT,))
+    if library.is_rtx and not options.targets:
+        return dataclasses.replace(options, targets=(CURRENT,) if host.gpu else _usual_targets(library))
     return options
+
+
+def _usual_targets(library: TrtLibrary) -> tuple[str, ...]:
+    """All that the library can compile for but Turing, for which it takes no float head."""
+    return tuple(target for target in known_targets(library) if target != "sm75")
 
 
 def _host_of_key(host: EngineHost, options: BuildOptions) -> EngineHost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ def _tell_engines(choices: Iterable[Choice], entries: Iterable[ParityEntry]) -> 
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     for choice, entry in zip(choices, entries, strict=True):
         if choice.engine is not None:
-            parity = EngineParity(entry.verdict, entry.images, entry.top1_agreement, entry.sqnr_db, created)
+            sqnr_db = entry.sqnr_db if entry.sqnr_db is not None and math.isfinite(entry.sqnr_db) else None
+            parity = EngineParity(entry.verdict, entry.images, entry.top1_agreement, sqnr_db, created)
             record_parity(choice.engine, parity)
 
 

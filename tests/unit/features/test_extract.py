@@ -67,6 +67,10 @@ class RecordingRunner:
         return self._runner.output_specs
 
     @property
+    def min_batch(self) -> int:
+        return self._runner.min_batch
+
+    @property
     def max_batch(self) -> int | None:
         return self._runner.max_batch
 

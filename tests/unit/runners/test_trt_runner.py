@@ -15,7 +15,7 @@ from edgetune.core.engine_files import TENSORRT, EngineHost, EngineTensor
 from edgetune.core.errors import EngineError, EngineMismatchError, MissingDependencyError, ModelError, TensorError
 from edgetune.core.tensors import Array
 from edgetune.runners import trt_library, trt_runner
-from edgetune.runners.base import Runner
+from edgetune.runners.base import Runner, infer_images
 from edgetune.runners.cuda import CudaDriver, GpuIdentity
 from edgetune.runners.trt_library import TrtLibrary
 from edgetune.runners.trt_runner import TrtRunner, this_host
@@ -45,7 +45,7 @@ class TestInference:
         images[0] = (10, 20, 30)
         images[1, :2] = (200, 100, 0)  # half of the pixels
         with make_runner() as runner:
-            logits = inferimages(runner, images, "logits")
+            logits = infer_images(runner, images, "logits")
         # row 0: 10 - 30, (10 + 20 + 30) / 2; row 1: 100 - 0, (100 + 50) / 2
         np.testing.assert_allclose(logits, [[-20.0, 30.0], [100.0, 75.0]], rtol=1e-6, atol=1e-4)
         assert logits.dtype == np.float32

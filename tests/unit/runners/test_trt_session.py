@@ -179,7 +179,7 @@ class TestRelease:
                 _use(lambda: runner)
             monkeypatch.delenv("STUB_CUDA_FAIL")
             told = [str(error) for error in _chain(caught.value)]
-            assert any(f"{name}" in text and "CUDA_ERROR_ILLEGAL_ADDRESS" in text for text in told), told
+            assert any(name in text and "CUDA_ERROR_ILLEGAL_ADDRESS" in text for text in told), told
             _check_after_failure(cuda_stub, name)
 
     def test_the_first_error_is_told_when_releasing_fails_as_well(

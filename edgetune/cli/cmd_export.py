@@ -18,6 +18,7 @@ from edgetune.quantize.calibrate import DEFAULT_IMAGES, DEFAULT_TARGETS, FEW_IMA
 
 if TYPE_CHECKING:
     from edgetune.steps.export import ExportResult
+    from edgetune.steps.fp16 import Fp16Record
 
 
 @click.command("export")
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 @click.option("--out", type=FOLDER, required=True, help="The bundle folder to write.")
 @click.option("--int8", is_flag=True, help="Also write INT8 artifacts, calibrated on training images.")
 @click.option(
+    "--fp16", is_flag=True,
+    help="Also write a float16 artifact for TensorRT; layers beyond its range on training images stay float32.",
+)  # fmt: skip
+@click.option(
     "--target", "targets", multiple=True, default=DEFAULT_TARGETS, show_default=True, metavar="NAME",
     help="Where INT8 will run; may be given several times.",
 )  # fmt: skip
 @click.option("--data", type=FOLDER, help="Where the run's images are now, if they moved.")
 @click.option(
     "--calibration-images", type=click.IntRange(1), default=DEFAULT_IMAGES, show_default=True,
-    help="How many training images calibrate, stratified by class.",
+    help="How many training images calibrate INT8, and show the ranges for float16, stratified by class.",
 )  # fmt: skip
 @click.option(
     "--calib-recipe", "recipe", type=PATH,
@@ -62,11 +67,11 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def command(
-    run: Path, out: Path, int8: bool, targets: tuple[str, ...], data: Path | None, calibration_images: int,
-    recipe: Path | None, refit_head: bool, rounding: bool, per_tensor: bool, max_drop: float, search_s: float,
-    force: bool, as_json: bool,
+    run: Path, out: Path, int8: bool, fp16: bool, targets: tuple[str, ...], data: Path | None,
+    calibration_images: int, recipe: Path | None, refit_head: bool, rounding: bool, per_tensor: bool, max_drop: float,
+    search_s: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write the bundle of RUN: ONNX and INT8 models, the proof of each, and all that a device needs.
+    """Write the bundle of RUN: ONNX, INT8 and float16 models, the proof of each, and all that a device needs.
 
     Every artifact is compared with the PyTorch model on the run's validation images. One that fails stays in
     the bundle, marked FAIL, and the exit code is 3.
@@ -80,7 +85,7 @@ def command(
 
     weights = WeightOptions(rounding=rounding, per_channel=not per_tensor)
     options = ExportOptions(
-        int8, targets, data, calibration_images, recipe, refit_head, weights, max_drop, search_s, force
+        int8, targets, data, calibration_images, recipe, refit_head, weights, max_drop, search_s, force, fp16
     )
     result = export(run, out, options, progress=progress_bars())
     show(_outcome(result), as_json=as_json)
@@ -102,6 +107,9 @@ def _outcome(result: ExportResult) -> Outcome:
             messages.append(f"warning: only {images} calibration images; {FEW_IMAGES} or more are advisable")
         lines += [f"{record.target}: {_describe(record)}" for record in result.calibration.targets]
         messages += [_warn_of_floats(record) for record in result.calibration.targets if _runs_in_float(record)]
+    if result.fp16 is not None:
+        data["fp16"] = {"half_nodes": result.fp16.half_nodes, "kept_float": result.fp16.kept_float}
+        lines.append(_describe_fp16(result.fp16))
     exit_code = GATE_FAILED if result.report.verdict == FAIL else 0
     next_command = shlex.join(["edgetune", "serve" if exit_code == 0 else "info", str(result.bundle_path)])
     return Outcome("export", data, lines, messages, next_command, exit_code, gate_errors(result.report))
@@ -111,6 +119,11 @@ def _describe(record: TargetRecord) -> str:
     lost = record.drops.chosen
     drop = "" if lost is None else f"; {lost:.2%} lost on {record.drops.images} held-out training images"
     return f"{record.integer_layers} integer layers, {len(record.kept_float)} in float, {record.head}{drop}"
+
+
+def _describe_fp16(record: Fp16Record) -> str:
+    kept = f"{len(record.kept_float)} kept in float32" + (" (fp16.json says why)" if record.kept_float else "")
+    return f"float16: {record.half_nodes} operators, {kept}; ranges from {len(record.images)} training images"
 
 
 def _runs_in_float(record: TargetRecord) -> bool:

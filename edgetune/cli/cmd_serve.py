@@ -11,7 +11,6 @@ from edgetune.cli.options import FOLDER, artifact_options, json_option, runner_o
 from edgetune.cli.render import Outcome, announce
 
 if TYPE_CHECKING:
-    from edgetune.runners.choice import RunnerOptions
     from edgetune.serve.app import ServerReady
 
 
@@ -48,6 +47,7 @@ def command(
       edgetune serve bundles/first
       curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/classify
     """
+    from edgetune.runners.choice import RunnerOptions
     from edgetune.serve.app import run_server
     from edgetune.serve.settings import ServeSettings
 

@@ -25,13 +25,20 @@ from edgetune.heads.linear import load_head
 from edgetune.parity.compare import LogitsTable, collect_logits
 from edgetune.parity.gates import DEFAULT_MAX_DROP
 from edgetune.parity.report import COLUMNS, ParityReport, report_html, report_json, report_rows
-from edgetune.quantize.calibrate import DEFAULT_IMAGES, DEFAULT_TARGETS, CalibrationRecord
+from edgetune.quantize.calibrate import (
+    DEFAULT_IMAGES,
+    DEFAULT_TARGETS,
+    CalibrationRecord,
+    files_of_recipe,
+    pick_calibration_files,
+)
 from edgetune.quantize.report import quantization_html
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner
-from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.runners.ort_runner import ort_version
 from edgetune.steps.fit import feature_cache, features_model_path
+from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, open_for_parity, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
 from edgetune.steps.parity import REFERENCE_KEY, judge_table, make_report, validation_files
 from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, open_classifier, stored_reference_bytes
@@ -46,7 +53,8 @@ GOLDEN_IMAGES = 4
 @dataclass(frozen=True)
 class ExportOptions:
     """`data` says where the run's images are now, if they moved; `recipe` lists calibration images by hash;
-    `max_drop` is a share of images, and `search_s` bounds the search for layers to keep in float.
+    `max_drop` is a share of images, and `search_s` bounds the search for layers to keep in float. The calibration
+    images also give the ranges for `fp16`.
 
     `refit_head` fits each INT8 target's head again on the features of its quantized backbone.
     """
@@ -61,6 +69,7 @@ class ExportOptions:
     max_drop: float = DEFAULT_MAX_DROP
     search_s: float = DEFAULT_SEARCH_S
     force: bool = False
+    fp16: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class ExportResult:
     manifest: Manifest
     report: ParityReport
     calibration: CalibrationRecord | None
+    fp16: Fp16Record | None = None
 
 
 def export(run_folder: Path, out: Path, options: ExportOptions, *, progress: Progress = no_progress) -> ExportResult:
@@ -83,8 +93,8 @@ def export(run_folder: Path, out: Path, options: ExportOptions, *, progress: Pro
     check_output(out, MANIFEST_NAME, force=options.force)
     with output_folder(out, MANIFEST_NAME, force=options.force) as partial:
         maker = _Maker(run_folder, run, partial, options, progress)
-        manifest, report, calibration = maker.make()
-    return ExportResult(out, manifest, report, calibration)
+        result = maker.make()
+    return dataclasses.replace(result, bundle_path=out)
 
 
 class _Maker:
@@ -98,7 +108,8 @@ class _Maker:
         self._progress = progress
         self._root = options.data if options.data is not None else Path(run.split.root)
 
-    def make(self) -> tuple[Manifest, ParityReport, CalibrationRecord | None]:
+    def make(self) -> ExportResult:
+        """The result's `bundle_path` is the folder that was written to."""
         files = validation_files(self._run, self._root)
         self._progress("graph", 0, 1)
         backbone = load_run_backbone(self._run)
@@ -108,12 +119,17 @@ class _Maker:
         calibration = self._write_int8(features_model, backbone) if self._options.int8 else None
         targets = [record.target for record in calibration.targets] if calibration else []
         artifacts += [_describe(self._folder / int8_name(target), "int8", target) for target in targets]
+        fp16 = self._write_fp16() if self._options.fp16 else None
+        if fp16 is not None:
+            artifacts.append(_describe(self._folder / FP16_NAME, "fp16", FP16_TARGET))
         with contextlib.ExitStack() as stack:
             runners: dict[str, Runner] = {
                 REFERENCE_KEY: stack.enter_context(open_classifier(self._run_folder, self._run, backbone))
             }
             for artifact in artifacts:
-                runners[artifact.name] = stack.enter_context(OrtRunner(self._folder / artifact.name))
+                runners[artifact.name] = stack.enter_context(
+                    open_for_parity(self._folder / artifact.name, artifact.precision)
+                )
             table = collect_logits(files, self._run.preprocess, runners, progress=self._progress)
             names = {key: runner.name for key, runner in runners.items()}
         report, artifacts = self._judge(table, names, artifacts)
@@ -121,7 +137,7 @@ class _Maker:
             page = quantization_html(calibration, COLUMNS, report_rows(report), self._run.classes)
             (self._folder / "quantization.html").write_bytes(page)
         self._write_golden(table)
-        return self._write_manifest(artifacts), report, calibration
+        return ExportResult(self._folder, self._write_manifest(artifacts), report, calibration, fp16)
 
     def _write_float(self, features_model: Path) -> Artifact:
         head = load_head(self._run_folder / HEAD_NAME)
@@ -143,10 +159,19 @@ class _Maker:
         (self._folder / "calibration.json").write_bytes(pretty_json(to_dict(record)))
         return record
 
+    def _write_fp16(self) -> Fp16Record:
+        options = self._options
+        files = (
+            files_of_recipe(self._run, options.recipe)
+            if options.recipe is not None
+            else pick_calibration_files(self._run, options.calibration_images)
+        )
+        return write_fp16(self._run, self._root, files, self._folder / FLOAT_NAME, self._progress)
+
     def _judge(
         self, table: LogitsTable, names: dict[str, str], artifacts: list[Artifact]
     ) -> tuple[ParityReport, list[Artifact]]:
-        entries = judge_table(table, names, artifacts, self._options.max_drop)
+        entries = judge_table(table, names, {artifact.name: artifact for artifact in artifacts}, self._options.max_drop)
         report = make_report("the run's validation split", len(self._run.classes), entries, table.skipped)
         (self._folder / "parity.json").write_bytes(report_json(report))
         (self._folder / "parity.html").write_bytes(report_html(report))

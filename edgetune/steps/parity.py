@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import math
 import platform
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from edgetune.core.engine_files import EngineParity, record_parity
 from edgetune.core.errors import DataError, OutputExistsError, WeightsError
 from edgetune.core.files import sha256_of_file, write_bytes_atomic
 from edgetune.core.machine import cpu_name
+from edgetune.core.preprocess import PreprocessSpec
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import Run, Skipped
 from edgetune.data.image_folder import ImageFile, SkippedFile, labelled_root, scan_labelled
@@ -36,7 +38,9 @@ from edgetune.parity.report import (
 from edgetune.runners.base import Runner
 from edgetune.runners.choice import Choice, RunnerOptions, choose_all
 from edgetune.runners.from_bundle import open_runner
+from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import ort_version
+from edgetune.steps.fp16 import open_for_parity
 from edgetune.steps.reference import StoredReference, find_run, load_stored_reference, open_live_reference
 
 REFERENCE_KEY = "reference"
@@ -71,30 +75,62 @@ def parity(
     found = find_run(bundle, options.run)
     choices = choose_all(bundle, (options.runner.kind,), options.runner)
     files, listed = _files_to_judge(bundle, data, found[1] if found else None)
-    with contextlib.ExitStack() as stack:
-        runners: dict[str, Runner] = {}
-        stored: StoredReference | None = None
-        try:
-            live = open_live_reference(found)
-        except (WeightsError, ModuleNotFoundError):
-            live = None  # the stored reference takes its place, and the report names it
-        if live is not None:
-            runners[REFERENCE_KEY] = stack.enter_context(live)
-        else:
-            stored = load_stored_reference(bundle)
-        for name, choice in choices.items():
-            runners[name] = stack.enter_context(open_runner(bundle, choice, options.runner))
-        table = collect_logits(files, bundle.manifest.preprocess, runners, progress=progress)
-        names = {key: runner.name for key, runner in runners.items()}
-    artifacts = {name: choice.artifact for name, choice in choices.items()}
-    entries = judge_table(table, names, artifacts, options.max_drop, stored)
+    live, stored = _open_reference(bundle, found)
+    candidates, unjudged = _candidates(bundle, choices, options.runner)
+    runners = candidates if live is None else {REFERENCE_KEY: live, **candidates}
+    table, names = _collect(files, bundle.manifest.preprocess, runners, progress)
+    names.setdefault(REFERENCE_KEY, stored.name if stored is not None else "")
+    entries = judge_table(table, names, {name: choices[name].artifact for name in candidates}, options.max_drop, stored)
+    _tell_engines([choices[name] for name in candidates], entries)
+    entries += tuple(
+        entry_not_run(choices[name].artifact.name, choices[name].runner, names[REFERENCE_KEY], reason)
+        for name, reason in unjudged.items()
+    )
     source = str(data) if data is not None else "the run's validation split"
-    _tell_engines(choices.values(), entries)
     report = make_report(source, len(bundle.manifest.classes), entries, (*listed, *table.skipped))
     if options.out is not None:
         write_bytes_atomic(options.out / REPORT_NAME, report_json(report))
         write_bytes_atomic(options.out / "parity.html", report_html(report))
     return report
+
+
+def _open_reference(bundle: Bundle, found: tuple[Path, Run] | None) -> tuple[Runner | None, StoredReference | None]:
+    """The live model, or else the stored logits, and the report names which."""
+    try:
+        live = open_live_reference(found)
+    except (WeightsError, ModuleNotFoundError):
+        live = None
+    return (live, None) if live is not None else (None, load_stored_reference(bundle))
+
+
+def _candidates(
+    bundle: Bundle, choices: Mapping[str, Choice], options: RunnerOptions
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    """Runners that are not open yet, and why there is none for a choice."""
+    lacks_onnx = importlib.util.find_spec("onnx") is None
+    unjudged = {
+        name: "onnx is not installed, which it takes to round to float16 on a CPU"
+        for name, choice in choices.items()
+        if lacks_onnx and choice.runner == CPU and choice.artifact.precision == "fp16"
+    }
+    judged = {name: choice for name, choice in choices.items() if name not in unjudged}
+    return {name: _runner_to_judge(bundle, choice, options) for name, choice in judged.items()}, unjudged
+
+
+def _collect(
+    files: tuple[ImageFile, ...], spec: PreprocessSpec, runners: Mapping[str, Runner], progress: Progress
+) -> tuple[LogitsTable, dict[str, str]]:
+    """The logits, and what the open runners call themselves."""
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(runner) for name, runner in runners.items()}
+        table = collect_logits(files, spec, opened, progress=progress)
+        return table, {name: runner.name for name, runner in opened.items()}
+
+
+def _runner_to_judge(bundle: Bundle, choice: Choice, options: RunnerOptions) -> Runner:
+    if choice.runner == CPU:
+        return open_for_parity(bundle.path / choice.artifact.name, choice.artifact.precision)
+    return open_runner(bundle, choice, options)
 
 
 def judge_table(
@@ -108,7 +144,7 @@ def judge_table(
     rows = np.arange(len(table.hashes))
     if stored is not None:
         rows = np.array([row for row, sha256 in enumerate(table.hashes) if sha256 in stored.rows], dtype=np.int64)
-    reference_name = stored.name if stored is not None else runner_names[REFERENCE_KEY]
+    reference_name = runner_names[REFERENCE_KEY]
     if len(rows) == 0:
         reason = "no PyTorch reference: neither torch with the run, nor stored logits of these images"
         return tuple(

@@ -35,9 +35,23 @@ def test_the_fp32_gate_is_tight() -> None:
     assert gate_for("fp32", 0.01) == Gate(100.0, 1e-4, 1.0, 0.01)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_other_precisions_are_held_to_labels_alone(precision: str) -> None:
-    assert gate_for(precision, 0.02) == Gate(None, None, 0.97, 0.02)
+def test_the_fp16_gate_has_a_floor_for_the_distance() -> None:
+    assert gate_for("fp16", 0.02) == Gate(35.0, None, 0.98, 0.02)
+
+
+def test_int8_is_held_to_labels_alone() -> None:
+    assert gate_for("int8", 0.02) == Gate(None, None, 0.97, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("lost_bits", "verdict"), [(13, PASS), (19, FAIL)], ids=["float16's 11 bits are left", "5 bits are left"]
+)
+def test_logits_rounded_as_float16_rounds_pass_and_coarser_ones_fail(lost_bits: int, verdict: str) -> None:
+    """Cutting bits off float32's 24 leaves a relative error of up to 2 ** (lost_bits - 23): 2 ** -10 or 2 ** -4."""
+    reference = np.random.default_rng(0).normal(size=(200, 10)).astype(np.float32) * 5
+    candidate = (reference.view(np.uint32) >> lost_bits << lost_bits).view(np.float32)
+    judgement = judge(compare_logits(reference, candidate, None), gate_for("fp16", 0.01))
+    assert judgement.verdict == verdict, judgement.reasons
 
 
 def test_no_difference_passes_every_rule() -> None:

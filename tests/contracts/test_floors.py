@@ -24,13 +24,13 @@ sys.meta_path.insert(0, Blocker())
 
 _DEVICE_MODULES = """
 import importlib, pkgutil, edgetune
-for package in ("core", "serve", "bench", "parity", "data"):
+for package in ("core", "serve", "bench", "parity", "data", "engine"):
     root = importlib.import_module(f"edgetune.{package}")
     for module in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         importlib.import_module(module.name)
-for name in ("runners.base", "runners.ort_runner", "runners.from_bundle", "steps.predict", "steps.bench",
-             "steps.parity", "steps.doctor", "steps.info", "cli.cmd_predict", "cli.cmd_serve", "cli.cmd_bench",
-             "cli.cmd_doctor"):
+for name in ("runners.base", "runners.ort_runner", "runners.from_bundle", "runners.trt_runner", "runners.ort_probe",
+             "steps.predict", "steps.bench", "steps.parity", "steps.doctor", "steps.evidence", "steps.measured",
+             "steps.info", "cli.cmd_predict", "cli.cmd_serve", "cli.cmd_bench", "cli.cmd_parity", "cli.cmd_doctor"):
     importlib.import_module(f"edgetune.{name}")
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.cli.options import PATH, ByteSize, engine_cache_option, json_option
+from edgetune.cli.options import PATH, ByteSize, Seconds, engine_cache_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.config import to_dict
 from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY
@@ -45,7 +45,7 @@ _BATCH = click.IntRange(1, 4096)
 @click.option("--timing-cache", type=PATH, help="TensorRT: a file that keeps the timings of kernels between builds.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: how long to look for fast kernels.")
 @engine_cache_option
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Stop after SECONDS.")
+@click.option("--timeout", "timeout_s", type=Seconds(), help="Give up after so long.")
 @click.option("--rebuild", is_flag=True, help="Build even if the cache has this engine.")
 @click.option("--allow-failed", is_flag=True, help="Build from an artifact that failed parity.")
 @json_option

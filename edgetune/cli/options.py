@@ -79,7 +79,22 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         unit = self._UNITS.get(match[2].upper()) if match else None
         if match is None or unit is None:
             self.fail(f"{value} is not a size such as 512MiB or 2GiB.", param, ctx)
-        size = int(float(match[1]) * unit)
-        if size < 1 or size >= 1 << 63:
+        size = float(match[1]) * unit
+        if not 1 <= size < 1 << 63:
             self.fail(f"{value} is not a size that memory can have.", param, ctx)
-        return size
+        return int(size)
+
+
+class Seconds(click.FloatRange):
+    """A time that passes: more than 0, and a number."""
+
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0.0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds

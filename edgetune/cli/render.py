@@ -49,6 +49,7 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
 
 def show_error(command: str, error: EdgetuneError, *, as_json: bool) -> None:
     """One line of what is wrong, one of what to do; never a traceback."""
+    close_bars()
     if as_json:
         entry = {"code": error.code, "message": error.message, "hint": error.hint}
         _print_json(command, error.exit_code, None, [], [entry])
@@ -72,6 +73,15 @@ def progress_bars() -> Progress:
     return _Bars()
 
 
+_open_bars: list[Any] = []
+
+
+def close_bars() -> None:
+    """Ends a bar that an error left standing, so that the error gets a line of its own."""
+    while _open_bars:
+        _open_bars.pop().close()
+
+
 class _Quiet:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Says nothing: stderr is a file or a pipe."""
@@ -87,19 +97,19 @@ class _Bars:
             self._open(stage, total)
         self._bar.update(done - self._bar.n)
         if done >= total:
-            self._bar.close()
+            close_bars()
             self._stage = ""
 
     def _open(self, stage: str, total: int) -> None:
         from tqdm import tqdm
 
-        if self._bar is not None:
-            self._bar.close()
+        close_bars()
         unit = {"features": "img", "parity": "img", "calibration": "img"}.get(stage, "step")
         size = os.get_terminal_size(sys.stderr.fileno())
         self._bar = tqdm(
             total=total, desc=f"{stage:>16}", unit=unit, ncols=size.columns or _COLUMNS, nrows=size.lines or _LINES
         )
+        _open_bars.append(self._bar)
         self._stage = stage
 
 

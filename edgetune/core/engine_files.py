@@ -7,16 +7,16 @@ from the bundle's ONNX file. Beside it lies a sidecar, which can be read where n
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.config import from_dict, to_dict
-from edgetune.core.errors import ConfigError, DataError, EngineError, EngineMismatchError
+from edgetune.core.errors import ConfigError, EngineError, EngineMismatchError
 from edgetune.core.files import (
     cache_root,
     canonical_json,
     pretty_json,
-    read_json,
     sha256_of_bytes,
     sha256_of_file,
     write_bytes_atomic,
@@ -163,7 +163,8 @@ def read_sidecar(folder: Path) -> EngineRecord:
     """Raises `EngineError` when it is missing, damaged, or of another schema version."""
     path = folder / SIDECAR_NAME
     try:
-        content = read_json(path)
+        text = path.read_bytes()
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise EngineError(f"{path} is not a JSON object.", hint=_REBUILD)
         version = content.get("schema_version")
@@ -172,10 +173,12 @@ def read_sidecar(folder: Path) -> EngineRecord:
             raise EngineError(message, hint=_REBUILD)
         content.pop("digest", None)
         record = from_dict(EngineRecord, content, str(path))
-        if sidecar_bytes(record) != path.read_bytes():
+        if sidecar_bytes(record) != text:
             raise EngineError(f"{path} was changed after it was written: its digest does not match.", hint=_REBUILD)
-    except (DataError, ConfigError, ValueError) as error:
-        raise EngineError(f"the engine's sidecar cannot be used: {error}", hint=_REBUILD) from error
+    except FileNotFoundError as error:
+        raise EngineError(f"the engine's sidecar {path} does not exist.", hint=_REBUILD) from error
+    except (OSError, ConfigError, ValueError, RecursionError) as error:
+        raise EngineError(f"the engine's sidecar {path} cannot be used: {error}", hint=_REBUILD) from error
     return record
 
 

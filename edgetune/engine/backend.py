@@ -14,10 +14,10 @@ from typing import Any
 from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions, EngineLayer, EngineTensor
 from edgetune.core.errors import EngineError, UsageError
 from edgetune.engine.layers import layers_from_dump, layers_from_inspector
-from edgetune.engine.log import LogRecorder, plain
 from edgetune.engine.phases import PhaseTree
 from edgetune.engine.protocol import InputProfile
 from edgetune.runners.trt_library import TrtLibrary, library_logger
+from edgetune.runners.trt_log import LogRecorder, plain
 
 CURRENT = "current"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ _POLL_S = 0.2
 
 
 @contextlib.contextmanager
-def engine_lock(cache: Path, fingerprint: str, *, progress: Progress = no_progress) -> Iterator[None]:
+def engine_lock(
+    cache: Path, fingerprint: str, *, timeout_s: float | None = None, progress: Progress = no_progress
+) -> Iterator[None]:
     """Waits until no other process builds this engine. The system frees the lock when its holder dies, however.
 
     Raises:
-        EngineError: the cache folder cannot be written.
+        EngineError: the cache folder cannot be written, or the other build goes on for longer than `timeout_s`.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,13 @@ def engine_lock(cache: Path, fingerprint: str, *, progress: Progress = no_progre
             hint="name a folder of yours with --engine-cache",
         ) from error
     try:
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not _try_lock(handle):
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"another process has been building this engine for more than {timeout_s:g} s.",
+                    hint="wait for it, or end it; raise --timeout",
+                )
             progress("another build", 0, 1)
             time.sleep(_POLL_S)
         yield
@@ -66,6 +75,8 @@ def find_intact(folder: Path, key: EngineKey) -> EngineRecord | None:
 @contextlib.contextmanager
 def new_engine(folder: Path) -> Iterator[Path]:
     """A hidden folder that becomes `folder` when the block ends without an error; an older engine is replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise EngineError(f"{folder} is in the way: a file where the engine's folder belongs.", hint="remove it")
     with output_folder(folder, SIDECAR_NAME, force=True) as partial:
         yield partial
 

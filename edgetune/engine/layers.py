@@ -32,7 +32,7 @@ _CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
 def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
     """Kernels of the builder's verbose `Layers:` message, in execution order."""
     # Not splitlines: it also splits at the separator characters inside the metadata.
-    matches = (_DUMP_LINE.fullmatch(line.strip()) for line in text.split("\n")[1:])
+    matches = (_DUMP_LINE.fullmatch(line) for line in text.split("\n")[1:])
     return tuple(
         EngineLayer(
             match["name"],
@@ -53,7 +53,7 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
         EngineError: the text is not the inspector's JSON.
     """
     try:
-        entries = json.loads(text)["Layers"]
+        entries = json.loads(text, strict=False)["Layers"]  # the separators in it may be bare control characters
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"the engine's layer list cannot be read: {error}.") from error
     return tuple(_inspected(entry) for entry in entries if isinstance(entry, dict))

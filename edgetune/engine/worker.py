@@ -19,9 +19,9 @@ from edgetune.core.errors import EdgetuneError, EngineError
 from edgetune.core.files import sha256_of_bytes, write_bytes_atomic
 from edgetune.core.machine import peak_memory_bytes
 from edgetune.engine.backend import EngineBuilder
-from edgetune.engine.log import LogRecorder
 from edgetune.engine.protocol import WorkRequest, WorkResult
 from edgetune.runners.trt_library import load_library
+from edgetune.runners.trt_log import LogRecorder
 
 _REPORT_EVERY_S = 0.05
 

@@ -5,6 +5,7 @@ TensorRT's parser accepts an empty file and a text file, and reads weights from 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,9 @@ def read_onnx_file(path: Path) -> OnnxFile:
     outside = _external_files(model, path)
     digests = [sha256_of_file(path), *(sha256_of_file(file) for file in outside)]
     try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of keys that it does not know, in two lines
+            external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path} is not valid ONNX: {first_line(error)}") from error

@@ -27,6 +27,16 @@ def convolution_precisions(model: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
+def model_precision(model: onnx.ModelProto) -> str:
+    """The narrowest type of its convolutions; of what there is, where it has none."""
+    found = set(convolution_precisions(model).values())
+    if not found:
+        integers = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+        halves = any(entry.data_type == TensorProto.FLOAT16 for entry in model.graph.initializer)
+        found = {INT8} if integers else {FP16 if halves else FP32}
+    return next(word for word in (INT8, FP16, FP32) if word in found)
+
+
 def int8_obstacles(model: onnx.ModelProto) -> dict[str, str]:
     """What is likely to keep a convolution with dequantized weights from running in INT8, by its name."""
     makers = {name: node for node in model.graph.node for name in node.output}

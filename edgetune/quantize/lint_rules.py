@@ -170,7 +170,7 @@ def weight_axis(view: GraphView) -> Iterator[Finding]:
         if dequantize is None or entry is None or not view.per_axis(dequantize):
             continue
         axis, rank, expected = attribute(dequantize, "axis"), len(entry.dims), channel_axis(node, len(entry.dims))
-        if axis is not None and axis % rank != expected:
+        if rank and axis is not None and axis % rank != expected:
             message = f"per channel on axis {axis}; the output channels of {label(node)} lie on axis {expected}."
             yield Finding("weight-axis", label(dequantize), message)
 

@@ -18,12 +18,12 @@ from edgetune.core.errors import EngineError, first_line
 from edgetune.core.tensors import Array
 from edgetune.runners.cuda import CudaContext, CudaDriver
 from edgetune.runners.trt_library import TrtLibrary, library_logger
+from edgetune.runners.trt_log import LogRecorder
 
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
     "BOOL": "bool",
 }  # fmt: skip
-_NOISE = ("Thread context has not been set", "catchCudaError")
 _REBUILD = "build it again with edgetune build"
 _SMALLER = "build it again for a smaller --max-batch, or end other programs that use the GPU"
 
@@ -56,7 +56,7 @@ class EngineSession:
         self.batches = (0, 0)
         self._library = library
         self._title = title
-        self._log = _FirstError()
+        self._log = LogRecorder()
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -138,7 +138,7 @@ class EngineSession:
         Raises `EngineError`; the GPU has let go of the arrays when this returns or raises.
         """
         library_logger(self._library, self._log)
-        self._log.take()
+        self._log.take_error()
         with self._cuda.current():
             try:
                 self._enqueue(inputs, outputs)
@@ -177,23 +177,8 @@ class EngineSession:
 
     def _error(self, what: str, reason: str = "", *, hint: str = _REBUILD) -> EngineError:
         """With the first error that the library logged: it logs most failures and raises few."""
-        told = self._log.take() or reason or f"{self._library.name} gave no reason"
+        told = self._log.take_error() or reason or f"{self._library.name} gave no reason"
         return EngineError(f"{self._title} {what}: {told}.", hint=hint)
-
-
-class _FirstError:
-    """A sink for the library's logger that keeps the first error since it was last asked."""
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def __call__(self, severity: str, message: str) -> None:
-        if severity in ("ERROR", "INTERNAL_ERROR") and not any(noise in message for noise in _NOISE):
-            self._text = self._text or " ".join(message.split()).rstrip(".")
-
-    def take(self) -> str:
-        text, self._text = self._text, ""
-        return text
 
 
 def _check_tensors(record: EngineRecord, found: _Description, title: str) -> None:

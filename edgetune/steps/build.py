@@ -77,13 +77,13 @@ def build(path: Path, request: BuildRequest, *, progress: Progress = no_progress
     library = load_library(request.backend)
     host = this_host(library.name)
     options = dataclasses.replace(request.options, min_batch=smallest, opt_batch=best, max_batch=largest)
-    options = _settle_targets(library, host, options)
     check_options(library, options, request.timing_cache)
+    options = _settle_targets(library, host, options)
     key = EngineKey(
         _host_of_key(host, options), source.file.sha256, source.calibration_sha256, source.precision, options
     )
     job = _Job(source, library, key, engine_cache(request.cache), request)
-    with engine_lock(job.cache, key.fingerprint, progress=progress):
+    with engine_lock(job.cache, key.fingerprint, timeout_s=request.timeout_s, progress=progress):
         return job.run(notes, host, progress)
 
 
@@ -96,9 +96,12 @@ def _settle_targets(library: TrtLibrary, host: EngineHost, options: BuildOptions
             f"{what} builds for the GPU of this machine, and none was found.",
             hint="build on the device, or ahead of time with --backend tensorrt-rtx --targets sm86,sm89",
         )
-    if library.is_rtx and not options.targets:
-        return dataclasses.replace(options, targets=(CURRENT,) if host.gpu else _usual_targets(library))
-    return options
+    if not library.is_rtx or wants_gpu:
+        return options
+    known = known_targets(library)
+    usual = (CURRENT,) if host.gpu else _usual_targets(library)
+    named = sorted(set(options.targets), key=known.index)  # in whatever order they were named, it is one engine
+    return dataclasses.replace(options, targets=tuple(named) or usual)
 
 
 def _usual_targets(library: TrtLibrary) -> tuple[str, ...]:

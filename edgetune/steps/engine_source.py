@@ -10,7 +10,7 @@ from edgetune.core.engine_files import BuildOptions
 from edgetune.core.errors import ArtifactError, ModelError, UsageError
 from edgetune.engine.protocol import InputProfile
 from edgetune.graph.onnx_file import OnnxFile, read_onnx_file
-from edgetune.graph.precision import FP16, FP32, INT8, convolution_precisions, input_shapes
+from edgetune.graph.precision import FP16, FP32, INT8, input_shapes, model_precision
 
 AUTO = "auto"
 PRECISIONS = (AUTO, FP32, FP16, INT8)
@@ -46,8 +46,7 @@ def find_source(path: Path, precision: str, *, allow_failed: bool) -> EngineSour
 
 def _single_file(path: Path, precision: str) -> EngineSource:
     file = read_onnx_file(path)
-    found = set(convolution_precisions(file.model).values())
-    own = next((word for word in (INT8, FP16) if word in found), FP32)
+    own = model_precision(file.model)
     if precision not in (AUTO, own):
         raise UsageError(
             f"{path.name} computes in {own}, and --precision {precision} was asked for: an engine's precision is its "
@@ -99,8 +98,9 @@ def fit_batches(file: OnnxFile, wanted: Batches) -> tuple[int, int, int]:
     fixed = _fixed_batch(file)
     given = [size for size in (wanted.smallest, wanted.best, wanted.largest) if size is not None]
     if fixed is not None:
-        if any(size != fixed for size in given):
-            raise UsageError(f"{file.path.name} has the fixed batch {fixed}, and {given[0]} was asked for.")
+        other = next((size for size in given if size != fixed), None)
+        if other is not None:
+            raise UsageError(f"{file.path.name} has the fixed batch {fixed}, and {other} was asked for.")
         return fixed, fixed, fixed
     smallest = wanted.smallest or 1
     best = wanted.best or smallest

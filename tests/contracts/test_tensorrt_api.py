@@ -220,7 +220,7 @@ def test_the_adapter_decides_by_what_the_version_has(api: Api) -> None:
 _WATCH = """
 from edgetune.core.errors import EngineError
 from edgetune.engine.backend import EngineBuilder, _make_monitor
-from edgetune.engine.log import LogRecorder
+from edgetune.runners.trt_log import LogRecorder
 
 fractions = []
 monitor = _make_monitor(trt, fractions.append)

@@ -1,4 +1,4 @@
-"""What the builder logs: a few errors and warnings for people, and the list of layers for the proof."""
+"""What TensorRT logs: a few errors and warnings for people, and a builder's list of layers for the proof."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class LogRecorder:
 
     def first_error(self) -> str:
         return self.errors[0] if self.errors else "the library gave no reason"
+
+    def take_error(self) -> str:
+        """The first error since the last call, or nothing: the library logs most failures and raises few."""
+        found, self.errors = self.errors[:1], []
+        return found[0] if found else ""
 
 
 def plain(message: str) -> str:

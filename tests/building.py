@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 
-from edgetune.core.engine_files import TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT_RTX
 from edgetune.runners.trt_library import installed_backends
 from tests.unit.quantize.qdq_graphs import good
 

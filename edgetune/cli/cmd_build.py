@@ -11,7 +11,7 @@ import click
 from edgetune.cli.options import PATH, ByteSize, Seconds, engine_cache_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.config import to_dict
-from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY
+from edgetune.core.engine_record import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY
 
 if TYPE_CHECKING:
     from edgetune.steps.build import BuildResult
@@ -65,7 +65,7 @@ def command(
       edgetune build bundles/first
       edgetune build bundles/first --backend tensorrt-rtx --targets sm86,sm89
     """
-    from edgetune.core.engine_files import BuildOptions
+    from edgetune.core.engine_record import BuildOptions
     from edgetune.steps.build import BuildRequest, build
     from edgetune.steps.engine_source import Batches
 

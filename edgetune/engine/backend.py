@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions, EngineLayer, EngineTensor
+from edgetune.core.engine_record import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions, EngineLayer, EngineTensor
 from edgetune.core.errors import EngineError, UsageError
 from edgetune.engine.layers import layers_from_dump, layers_from_inspector
 from edgetune.engine.phases import PhaseTree

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgetune.core.engine_files import SIDECAR_NAME, EngineKey, EngineRecord, check_engine, sidecar_bytes
+from edgetune.core.engine_files import SIDECAR_NAME, check_engine, sidecar_bytes
+from edgetune.core.engine_record import EngineKey, EngineRecord
 from edgetune.core.errors import EngineError
 from edgetune.core.files import output_folder
 from edgetune.core.progress import Progress, no_progress

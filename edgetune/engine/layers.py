@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgetune.core.engine_files import EngineLayer, PrecisionProof
+from edgetune.core.engine_record import EngineLayer, PrecisionProof
 from edgetune.core.errors import EngineError
 
 _DUMP_LINE = re.compile(

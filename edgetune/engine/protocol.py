@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetune.core.engine_files import BuildOptions, EngineLayer, EngineTensor
+from edgetune.core.engine_record import BuildOptions, EngineLayer, EngineTensor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.bundle import FAIL, PASS, Artifact, Bundle
-from edgetune.core.engine_files import EngineHost, EngineRecord, engine_cache, find_engines, host_mismatch
+from edgetune.core.engine_files import engine_cache, find_engines, host_mismatch
+from edgetune.core.engine_record import EngineHost, EngineRecord
 from edgetune.core.errors import ArtifactError, EngineError, EngineMismatchError, MissingDependencyError, UsageError
 from edgetune.core.machine import is_arm64, is_x86
 from edgetune.runners.ort_providers import CPU, CUDA, PROVIDERS, TENSORRT_EP, TENSORRT_RTX_EP

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.core.engine_files import TENSORRT, TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT, TENSORRT_RTX
 from edgetune.core.errors import MissingDependencyError, UsageError, first_line
 
 AUTO = "auto"

@@ -8,7 +8,8 @@ from types import TracebackType
 
 import numpy as np
 
-from edgetune.core.engine_files import ENGINE_NAME, TENSORRT, EngineHost, load_engine, read_sidecar
+from edgetune.core.engine_files import ENGINE_NAME, load_engine, read_sidecar
+from edgetune.core.engine_record import TENSORRT, EngineHost
 from edgetune.core.errors import EngineError, ModelError, TensorError
 from edgetune.core.tensors import Array, Feed, TensorSpec, check_feed
 from edgetune.runners.cuda import CudaDriver, gpu_identity

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgetune.core.engine_files import EngineRecord, EngineTensor
+from edgetune.core.engine_record import EngineRecord, EngineTensor
 from edgetune.core.errors import EngineError, first_line
 from edgetune.core.tensors import Array
 from edgetune.runners.cuda import CudaContext, CudaDriver

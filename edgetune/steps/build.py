@@ -8,18 +8,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetune.core.engine_files import (
-    ENGINE_NAME,
-    SIDECAR_SCHEMA_VERSION,
-    TENSORRT,
-    BuildOptions,
-    EngineHost,
-    EngineKey,
-    EngineRecord,
-    engine_cache,
-    find_engines,
-    host_mismatch,
-)
+from edgetune.core.engine_files import ENGINE_NAME, SIDECAR_SCHEMA_VERSION, engine_cache, find_engines, host_mismatch
+from edgetune.core.engine_record import TENSORRT, BuildOptions, EngineHost, EngineKey, EngineRecord
 from edgetune.core.errors import EngineError
 from edgetune.core.files import printable, sha256_of_file
 from edgetune.core.machine import usable_cpus

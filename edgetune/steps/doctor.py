@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune.core.engine_files import ENGINE_NAME, TENSORRT, TENSORRT_RTX, engine_cache
+from edgetune.core.engine_files import ENGINE_NAME, engine_cache
+from edgetune.core.engine_record import TENSORRT, TENSORRT_RTX
 from edgetune.core.files import cache_root
 from edgetune.core.machine import cpu_flags, cpu_name, has_int8_dot_product, is_x86, usable_cpus
 from edgetune.core.power import Tool, run_tool

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.bundle import MANIFEST_NAME, PASS, Artifact, Bundle, load_bundle
-from edgetune.core.engine_files import BuildOptions
+from edgetune.core.engine_record import BuildOptions
 from edgetune.core.errors import ArtifactError, ModelError, UsageError
 from edgetune.engine.protocol import InputProfile
 from edgetune.graph.onnx_file import OnnxFile, read_onnx_file

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from edgetune.core.anonymous import anonymous, this_identity
 from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, Artifact, Bundle, load_bundle
 from edgetune.core.config import to_dict
-from edgetune.core.engine_files import EngineRecord, engine_cache, find_engines
+from edgetune.core.engine_files import engine_cache, find_engines
+from edgetune.core.engine_record import EngineRecord
 from edgetune.core.errors import DataError, EdgetuneError, OutputExistsError, first_line
 from edgetune.core.files import (
     cache_root,

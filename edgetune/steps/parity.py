@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.core.bundle import MANIFEST_NAME, Artifact, Bundle, load_bundle
-from edgetune.core.engine_files import EngineParity, record_parity
+from edgetune.core.engine_files import record_parity
+from edgetune.core.engine_record import EngineParity
 from edgetune.core.errors import DataError, OutputExistsError, WeightsError
 from edgetune.core.files import sha256_of_file, write_bytes_atomic
 from edgetune.core.machine import cpu_name

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.core.engine_files import TENSORRT, TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT, TENSORRT_RTX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.core.engine_files import TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT_RTX
 from tests.contracts.tensorrt_bindings import VERSIONS, Bindings, BindingsCache, ask
 from tests.contracts.tensorrt_uses import OWN, Uses, listed, names_of_objects, uses_of_edgetune
 

@@ -181,7 +181,7 @@ def test_an_artifact_that_failed_parity_is_not_used_unless_told_to(
     told = edgetune("predict", bundle, image, "--artifact", "model.int8.cpu-x86.onnx", "--allow-failed")
     assert told.returncode == 0
     _mark_failed(bundle, {"model.onnx", "model.int8.cpu-x86.onnx"})
-    _check_refused(edgetune("serve", bundle), "no artifact that passed parity")
+    _check_refused(edgetune("serve", bundle), "no artifact for this CPU that passed parity")
 
 
 def _mark_failed(bundle: Path, names: set[str]) -> None:

@@ -260,7 +260,7 @@ def test_what_a_bundle_does_not_have(small_bundle: Path, tmp_path: Path) -> None
 _ASK = """
 import sys
 from edgetune.cli.render import show_error
-from edgetune.core.engine_files import BuildOptions
+from edgetune.core.engine_record import BuildOptions
 from edgetune.core.errors import EdgetuneError
 from edgetune.engine.build import run_build
 from edgetune.engine.protocol import InputProfile, WorkRequest

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from edgetune.cli.main import cli
 from edgetune.core.bundle import PASS, load_bundle
-from edgetune.core.engine_files import TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT_RTX
 from edgetune.core.errors import DataError
 from edgetune.core.files import sha256_of_file
 from edgetune.core.golden import load_golden

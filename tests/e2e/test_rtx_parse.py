@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetune.core.engine_files import TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT_RTX
 from edgetune.quantize.lint import lint
 from edgetune.quantize.lint_view import GraphView
 from edgetune.runners.trt_library import installed_backends

@@ -13,16 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune.core.engine_files import (
-    ENGINE_NAME,
-    SIDECAR_NAME,
-    TENSORRT_RTX,
-    BuildOptions,
-    EngineHost,
-    EngineKey,
-    EngineTensor,
-    sidecar_bytes,
-)
+from edgetune.core.engine_files import ENGINE_NAME, SIDECAR_NAME, sidecar_bytes
+from edgetune.core.engine_record import TENSORRT_RTX, BuildOptions, EngineHost, EngineKey, EngineTensor
 from edgetune.core.errors import EngineMismatchError, TensorError
 from edgetune.core.files import sha256_of_file
 from edgetune.core.tensors import Array

@@ -6,10 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgetune.core.engine_files import (
-    ENGINE_NAME,
-    SIDECAR_NAME,
-    SIDECAR_SCHEMA_VERSION,
+from edgetune.core.engine_files import ENGINE_NAME, SIDECAR_NAME, SIDECAR_SCHEMA_VERSION, sidecar_bytes
+from edgetune.core.engine_record import (
     TENSORRT,
     TENSORRT_RTX,
     BuildOptions,
@@ -19,7 +17,6 @@ from edgetune.core.engine_files import (
     EngineRecord,
     EngineTensor,
     PrecisionProof,
-    sidecar_bytes,
 )
 from edgetune.core.files import sha256_of_bytes
 

@@ -11,16 +11,8 @@ import pytest
 
 from edgetune.core import engine_files
 from edgetune.core.engine_files import (
-    AMPERE_PLUS,
     ENGINE_NAME,
-    SAME_COMPUTE_CAPABILITY,
     SIDECAR_NAME,
-    TENSORRT_RTX,
-    BuildOptions,
-    EngineHost,
-    EngineKey,
-    EngineParity,
-    PrecisionProof,
     check_engine,
     check_host,
     engine_cache,
@@ -28,6 +20,16 @@ from edgetune.core.engine_files import (
     load_engine,
     read_sidecar,
     record_parity,
+)
+from edgetune.core.engine_record import (
+    AMPERE_PLUS,
+    SAME_COMPUTE_CAPABILITY,
+    TENSORRT_RTX,
+    BuildOptions,
+    EngineHost,
+    EngineKey,
+    EngineParity,
+    PrecisionProof,
 )
 from edgetune.core.errors import EngineError, EngineMismatchError
 from tests.unit.core.engine_records import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.core.engine_files import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions
+from edgetune.core.engine_record import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions
 from edgetune.core.errors import UsageError
 from edgetune.engine.backend import check_options, hint_for, known_targets
 from edgetune.runners.trt_library import TrtLibrary

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.core.engine_files import BuildOptions, EngineLayer, EngineTensor
+from edgetune.core.engine_record import BuildOptions, EngineLayer, EngineTensor
 from edgetune.core.errors import EngineError
 from edgetune.engine import build
 from edgetune.engine.protocol import InputProfile, WorkRequest, WorkResult

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.core.engine_files import EngineLayer
+from edgetune.core.engine_record import EngineLayer
 from edgetune.core.errors import EngineError
 from edgetune.engine.layers import layers_from_dump, layers_from_inspector, prove
 

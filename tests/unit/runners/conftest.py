@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.core.engine_files import TENSORRT
+from edgetune.core.engine_record import TENSORRT
 from edgetune.runners import trt_library
 from edgetune.runners.cuda import CudaDriver
 from edgetune.runners.trt_library import TrtLibrary

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.core.engine_files import EngineHost, EngineParity
+from edgetune.core.engine_record import EngineHost, EngineParity
 from edgetune.core.errors import ArtifactError, EngineError, EngineMismatchError, MissingDependencyError, UsageError
 from edgetune.runners import choice
 from edgetune.runners.choice import AUTO, ENGINE, RunnerOptions, choose, choose_all, suits_machine, suits_runner

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune.core.engine_files import TENSORRT, EngineHost, EngineTensor
+from edgetune.core.engine_record import TENSORRT, EngineHost, EngineTensor
 from edgetune.core.errors import EngineError, EngineMismatchError, MissingDependencyError, ModelError, TensorError
 from edgetune.core.tensors import Array
 from edgetune.runners import trt_library, trt_runner

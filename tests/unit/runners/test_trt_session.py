@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune.core.engine_files import EngineTensor
+from edgetune.core.engine_record import EngineTensor
 from edgetune.core.errors import EngineError
 from tests.unit.core.engine_records import engine_record, write_engine
 from tests.unit.runners.cuda_stub import CudaStub

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.core.engine_files import TENSORRT, TENSORRT_RTX
+from edgetune.core.engine_record import TENSORRT, TENSORRT_RTX
 from edgetune.runners.cuda import GpuIdentity
 from edgetune.steps import doctor as step
 from edgetune.steps.doctor import Finding, Jetson, backend_versions, doctor, find_jetson

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgetune.core.bundle import Artifact, Manifest, RunOrigin, write_manifest
-from edgetune.core.engine_files import BuildOptions
+from edgetune.core.engine_record import BuildOptions
 from edgetune.core.errors import ArtifactError, BundleError, ModelError, UsageError
 from edgetune.core.files import sha256_of_file
 from edgetune.core.preprocess import PreprocessSpec

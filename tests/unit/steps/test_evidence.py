@@ -13,7 +13,8 @@ from PIL import Image
 
 from edgetune.cli.main import main
 from edgetune.core.bundle import write_manifest
-from edgetune.core.engine_files import EngineKey, engine_cache
+from edgetune.core.engine_files import engine_cache
+from edgetune.core.engine_record import EngineKey
 from edgetune.core.errors import EdgetuneError, OutputExistsError
 from edgetune.core.files import canonical_json, sha256_of_bytes, sha256_of_file
 from edgetune.core.power import Cooling, PowerState

@@ -45,7 +45,8 @@ def command(
     lines = [f"{result.cpu}, {result.threads} thread(s)", *table(_COLUMNS, _rows(result)), ""]
     lines += [f"{row.artifact}: {row.self_test}" for row in result.rows if row.self_test != "ok"]
     lines.append(f"ship: {result.recommended or 'nothing'} - {result.reason}")
-    show(Outcome("bench", result, lines), as_json=as_json)
+    messages = [f"left out: {reason}" for reason in result.left_out]
+    show(Outcome("bench", result, lines, messages), as_json=as_json)
 
 
 def _rows(result: BenchResult) -> list[tuple[str, ...]]:

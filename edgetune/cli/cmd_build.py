@@ -14,6 +14,7 @@ from edgetune.core.config import to_dict
 from edgetune.core.engine_record import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY
 
 if TYPE_CHECKING:
+    from edgetune.core.engine_record import EngineRecord
     from edgetune.steps.build import BuildResult
 
 _BATCH = click.IntRange(1, 4096)
@@ -78,28 +79,31 @@ def command(
         backend, precision, Batches(min_batch, opt_batch, max_batch), options, timing_cache, engine_cache, timeout_s,
         rebuild, allow_failed,
     )  # fmt: skip
-    show(_outcome(source, build(source, request, progress=progress_bars())), as_json=as_json)
+    result = build(source, request, progress=progress_bars())
+    where = ["--engine-cache", str(engine_cache)] if engine_cache is not None else []
+    show(_outcome(source, result, where), as_json=as_json)
 
 
-def _outcome(source: Path, result: BuildResult) -> Outcome:
+def _outcome(source: Path, result: BuildResult, where: list[str]) -> Outcome:
     record, proof = result.record, result.record.proof
     data: dict[str, Any] = {"folder": str(result.folder), "reused": result.reused, **to_dict(record)}
     data["proof"]["holds"] = proof.holds
     exit_code = 0 if proof.holds else GATE_FAILED
-    errors = [{"code": "gate", "message": f"{name} {why}", "hint": ""} for name, why in proof.lost.items()]
-    runs_here = bool(record.key.host.gpu) and (source / "manifest.json").is_file()
-    words = (
-        ["edgetune", "parity", str(source), "--runner", "engine"]
-        if runs_here
-        else ["edgetune", "info", str(result.folder)]
-    )
-    return Outcome("build", data, _lines(result), result.notes, shlex.join(words), exit_code, errors)
+    problems = [f"{name} {why}" for name, why in proof.lost.items()]
+    problems += [f"{name} was meant to be INT8, and no kernel in the list is its own" for name in proof.unproved]
+    errors = [{"code": "gate", "message": problem, "hint": ""} for problem in problems]
+    is_bundle = (source / "manifest.json").is_file()
+    words = ["edgetune", "info", str(result.folder)]
+    if record.key.host.gpu and is_bundle:
+        words = ["edgetune", "parity", str(source), "--runner", "engine", *where]
+    lines = [*_lines(result), *(f"FAIL: {problem}" for problem in problems), "", _last_line(record)]
+    return Outcome("build", data, lines, result.notes, shlex.join(words), exit_code, errors)
 
 
 def _lines(result: BuildResult) -> list[str]:
     record = result.record
     host, options, proof = record.key.host, record.key.options, record.proof
-    made_for = host.gpu or ", ".join(options.targets) or "every GPU that it can compile for"
+    made_for = host.gpu or ", ".join(options.targets)
     verb = "found in the cache" if result.reused else f"built in {record.build_s:.1f} s"
     batches = f"batch {options.min_batch} to {options.max_batch}, best at {options.opt_batch}"
     rows = [(word.upper(), str(proof.planned[word]), str(proof.seen[word])) for word in proof.planned]
@@ -112,8 +116,10 @@ def _lines(result: BuildResult) -> list[str]:
     ]
     if proof.unseen:
         lines.append(f"not shown on their own: {', '.join(proof.unseen[:5])}{' ...' if len(proof.unseen) > 5 else ''}")
-    lines += [f"FAIL: {name} {why}" for name, why in proof.lost.items()]
-    verdict = "not run here; its speed and accuracy are known once it ran on its GPU"
-    if record.parity is not None:
-        verdict = f"{record.parity.verdict} on {record.parity.images} images"
-    return [*lines, "", f"parity of the engine: {verdict}"]
+    return lines
+
+
+def _last_line(record: EngineRecord) -> str:
+    if record.parity is None:
+        return "parity of the engine: not run; how right and how fast it is shows on its GPU"
+    return f"parity of the engine: {record.parity.verdict} on {record.parity.images} images"

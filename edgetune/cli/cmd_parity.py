@@ -49,7 +49,8 @@ def command(
     report = parity(bundle, data, options, progress=progress_bars())
     exit_code = 0 if report.verdict == PASS else GATE_FAILED
     messages = [f"skipped {file.path}: {file.reason}" for file in report.skipped]
-    next_command = shlex.join(["edgetune", "bench", str(bundle)]) if exit_code == 0 else ""
+    where = ["--engine-cache", str(engine_cache)] if engine_cache is not None else []
+    next_command = shlex.join(["edgetune", "bench", str(bundle), *where]) if exit_code == 0 else ""
     errors = gate_errors(report)
     show(Outcome("parity", report, parity_lines(report), messages, next_command, exit_code, errors), as_json=as_json)
 

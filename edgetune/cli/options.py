@@ -31,7 +31,7 @@ def force_option(command: F) -> F:
 def artifact_options(command: F) -> F:
     command = click.option(
         "--artifact", default="auto", show_default=True, metavar="NAME",
-        help="The bundle's file to run; auto takes INT8, else FP32, whichever passed parity and suits what runs it.",
+        help="The bundle's file to run; auto takes INT8, FP16 or FP32: what passed parity and suits the runner.",
     )(command)  # fmt: skip
     return click.option("--allow-failed", is_flag=True, help="Use an artifact even if it failed parity.")(command)
 

@@ -26,9 +26,8 @@ class EngineHost:
 class BuildOptions:
     """Options that change the engine. Batches are the profile's; None leaves a value to the backend.
 
-    `targets` are for TensorRT-RTX, which compiles ahead of time for GPUs that are not here; empty means every GPU
-    that it can compile for, and `("current",)` the one that is here. `hardware_compatible` and
-    `version_compatible` are TensorRT's.
+    `targets` are for TensorRT-RTX, which compiles ahead of time for GPUs that are not here, as `("sm86", "sm89")`;
+    `("current",)` is the one that is here. `hardware_compatible` and `version_compatible` are TensorRT's.
     """
 
     min_batch: int = 1
@@ -81,24 +80,26 @@ class PrecisionProof:
     """Convolutions by the type they read (`int8`, `fp16`, `fp32`), as the model has them and as the engine does.
 
     `lost` names each intended INT8 layer that runs in float, with the likely cause; `unseen` lists convolutions that
-    the layer list does not show on their own.
+    the layer list does not show on their own, and `unproved` those of them that were meant to be INT8.
     """
 
     planned: dict[str, int]
     seen: dict[str, int]
     lost: dict[str, str]
     unseen: tuple[str, ...] = ()
+    unproved: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether nothing that was meant to be INT8 is known to run in float."""
-        return not self.lost
+        """Whether everything that was meant to be INT8 is seen to run in INT8."""
+        return not self.lost and not self.unproved
 
 
 @dataclass(frozen=True)
 class EngineParity:
-    """How far the engine itself is from PyTorch, measured where it ran."""
+    """How far the engine itself is from PyTorch, measured on `host`."""
 
+    host: EngineHost
     verdict: str
     images: int
     top1_agreement: float | None

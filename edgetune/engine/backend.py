@@ -16,18 +16,15 @@ from edgetune.core.errors import EngineError, UsageError
 from edgetune.engine.layers import layers_from_dump, layers_from_inspector
 from edgetune.engine.phases import PhaseTree
 from edgetune.engine.protocol import InputProfile
-from edgetune.runners.trt_library import TrtLibrary, library_logger
+from edgetune.runners.trt_library import TrtLibrary, library_logger, numpy_dtype
 from edgetune.runners.trt_log import LogRecorder, plain
 
 CURRENT = "current"
+MEMORY_HINT = "give less --workspace or a smaller --max-batch; on a Jetson, add swap"
 
 ReportFraction = Callable[[float], None]
 
 _HARDWARE_LEVELS = {AMPERE_PLUS: "AMPERE_PLUS", SAME_COMPUTE_CAPABILITY: "SAME_COMPUTE_CAPABILITY"}
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool",
-    "INT64": "int64",
-}  # fmt: skip
 
 
 def known_targets(library: TrtLibrary) -> tuple[str, ...]:
@@ -196,30 +193,35 @@ class EngineBuilder:
             raise EngineError(f"{self._title} cannot build the engine: {reason}.", hint=hint_for(reason))
         return engine
 
-    def layers(self, engine: Any) -> tuple[EngineLayer, ...]:
+    def layers(self, engine: Any, options: BuildOptions, profiles: Sequence[InputProfile]) -> tuple[EngineLayer, ...]:
         """The engine's kernels. TensorRT-RTX logs them while it builds; TensorRT is asked, which takes the GPU.
 
         Raises:
-            EngineError: TensorRT cannot load its own engine.
+            EngineError: TensorRT cannot load its own engine, or the list is not to be read.
         """
-        if self._log.layer_dump:
-            return layers_from_dump(self._log.layer_dump)
         if self._library.is_rtx:
-            return ()
+            return layers_from_dump(self._log.layer_dump)
         runtime = self._trt.Runtime(self._logger)
+        if options.version_compatible:
+            runtime.engine_host_code_allowed = True
         loaded = runtime.deserialize_cuda_engine(engine)
-        if loaded is None:
+        context = loaded.create_execution_context() if loaded is not None else None
+        if context is None:
             raise EngineError(f"{self._title} cannot load the engine that it built: {self._log.first_error()}.")
+        for profile in profiles:  # without shapes, a kernel's types are "N/A due to dynamic shapes"
+            context.set_input_shape(profile.name, profile.opt_shape)
         inspector = loaded.create_engine_inspector()
-        text = str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
-        return layers_from_inspector(text)
+        inspector.execution_context = context
+        return layers_from_inspector(str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
 
 
 def hint_for(reason: str) -> str:
     """The next step after the library's reason; empty where there is none to give."""
     text = reason.lower()
-    if "outofmemory" in text or "out of memory" in text or "workspace" in text:
+    if "workspace limit" in text or "requested size was" in text:
         return "give more with --workspace, or a smaller --max-batch"
+    if "outofmemory" in text or "out of memory" in text:
+        return MEMORY_HINT
     if "turing" in text:
         return "take an FP16 artifact for it (edgetune export --fp16, then build --precision fp16)"
     if "cuda" in text:
@@ -229,7 +231,7 @@ def hint_for(reason: str) -> str:
 
 def _tensor(tensor: Any) -> EngineTensor:
     shape = tuple(int(size) if size >= 0 else None for size in tensor.shape)
-    return EngineTensor(str(tensor.name), _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), shape)
+    return EngineTensor(str(tensor.name), numpy_dtype(tensor.dtype), shape)
 
 
 def _make_monitor(trt: Any, report: ReportFraction) -> Any:

@@ -1,7 +1,7 @@
 """What runs inside an engine: its kernels with their datatypes, and the proof of INT8 from them.
 
-Two sources: the builder's verbose log (`Layers:`, one line a kernel; TensorRT-RTX writes it without a GPU), and the
-JSON of TensorRT's EngineInspector, whose keys differ between TensorRT 10 (`Format/Datatype`) and 11 (`Datatype`).
+Two sources: TensorRT-RTX's verbose log of the build (`Layers:`, one line a kernel; it takes no GPU), and the JSON of
+TensorRT's EngineInspector, whose keys differ between TensorRT 10 (`Format/Datatype`) and 11 (`Datatype`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ _WORDS = {
     "int8": "int8", "half": "fp16", "fp16": "fp16", "float16": "fp16", "float": "fp32", "fp32": "fp32",
     "float32": "fp32",
 }  # fmt: skip
-_CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
+# Kinds of kernels that compute a convolution, likeliest first: one of 1 x 1 may become a matrix product.
+_KINDS = (re.compile(r"conv|correlation", re.IGNORECASE), re.compile(r"gemm|matmul|matrix|fusion", re.IGNORECASE))
 
 
 def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
-    """Kernels of the builder's verbose `Layers:` message, in execution order."""
+    """Kernels of TensorRT-RTX's verbose `Layers:` message, in execution order.
+
+    Raises:
+        EngineError: there is no such list, or none of it can be read: its shape is no documented one.
+    """
     # Not splitlines: it also splits at the separator characters inside the metadata.
     matches = (_DUMP_LINE.fullmatch(line) for line in text.split("\n")[1:])
-    return tuple(
+    layers = tuple(
         EngineLayer(
             match["name"],
             match["kind"],
@@ -44,6 +49,9 @@ def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
         for match in matches
         if match is not None
     )
+    if not layers:
+        raise EngineError("the builder gave no list of the engine's layers that can be read, so INT8 is not proved.")
+    return layers
 
 
 def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
@@ -91,7 +99,8 @@ def prove(layers: Sequence[EngineLayer], planned: Mapping[str, str], causes: Map
         if meant == "int8" and seen[name] in ("fp16", "fp32")
     }
     unseen = tuple(name for name, found in seen.items() if found is None)
-    return PrecisionProof(_count(planned.values()), _count(seen.values()), lost, unseen)
+    unproved = tuple(name for name in unseen if planned[name] == "int8")
+    return PrecisionProof(_count(planned.values()), _count(seen.values()), lost, unseen, unproved)
 
 
 def _count(found: Iterable[str | None]) -> dict[str, int]:
@@ -102,10 +111,9 @@ def _count(found: Iterable[str | None]) -> dict[str, int]:
 def _precision(layers: Sequence[EngineLayer], node: str) -> str | None:
     """The type that a convolution's kernel reads; None where no kernel is this convolution's alone."""
     names = {node, f"{_UNNAMED}{node}"}
-    for layer in layers:
-        if _CONVOLUTION.search(layer.kind) and not names.isdisjoint(layer.nodes) and layer.inputs:
-            return _word(layer.inputs[0])
-    return None
+    own = [layer for layer in layers if not names.isdisjoint(layer.nodes) and layer.inputs]
+    kernels = (layer for kind in _KINDS for layer in own if kind.search(layer.kind))
+    return next((_word(layer.inputs[0]) for layer in kernels), None)
 
 
 def _word(datatype: str) -> str | None:

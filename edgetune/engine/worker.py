@@ -1,4 +1,4 @@
-"""The building process: `python -m edgetune.engine.worker`, one JSON request on stdin, JSON lines on stdout.
+"""The building process, started by `run_build`: one JSON request on stdin, JSON lines on stdout.
 
 A process of its own, because a bad graph can crash the library, because a build can take more memory than there is,
 and because nothing else stops a build for certain. It ends itself when its stdin closes: its parent has gone.
@@ -80,11 +80,11 @@ def _build(request: WorkRequest, answers: _Answers) -> WorkResult:
     build_s = time.perf_counter() - start
     _write(Path(request.engine_path), engine)
     if cache is not None:
-        write_bytes_atomic(cache, builder.timing_cache())
+        _keep_timings(cache, builder, log)
+    layers = builder.layers(engine, request.options, request.profiles)
     return WorkResult(
-        builder.inputs(), builder.outputs(), builder.layers(engine), tuple(log.warnings), parse_s, build_s,
-        peak_memory_bytes(),
-    )  # fmt: skip
+        builder.inputs(), builder.outputs(), layers, tuple(log.warnings), parse_s, build_s, peak_memory_bytes()
+    )
 
 
 def _write(path: Path, engine: Any) -> None:
@@ -96,6 +96,14 @@ def _write(path: Path, engine: Any) -> None:
             f"{error.strerror or error}.",
             hint="make room in the engine cache, or name another folder with --engine-cache",
         ) from error
+
+
+def _keep_timings(cache: Path, builder: EngineBuilder, log: LogRecorder) -> None:
+    """A file for the next build, which the engine of this one is not lost for."""
+    try:
+        write_bytes_atomic(cache, builder.timing_cache())
+    except OSError as error:
+        log.warnings.append(f"the timing cache {cache} was not written: {error.strerror or error}")
 
 
 def _content(request: WorkRequest) -> bytes | None:

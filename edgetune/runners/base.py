@@ -43,18 +43,28 @@ class Runner(Protocol):
     ) -> None: ...
 
 
-def infer_images(runner: Runner, images: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.float32]:
-    """Runs uint8 images `(N, H, W, 3)` and returns float32 `(N, ...)`; in parts where the runner takes fewer, with the
-    last image repeated where it takes no fewer.
+def infer_parts(runner: Runner, feed: Feed) -> dict[str, Array]:
+    """Runs any number of items, all inputs alike: in parts where the runner takes fewer, and with the last item
+    repeated where it takes no fewer.
     """
-    size = runner.max_batch or len(images)
-    if len(images) <= size and len(images) >= runner.min_batch:
-        return runner.infer({IMAGE_INPUT: images})[output].astype(np.float32, copy=False)
-    parts = [images[start : start + size] for start in range(0, len(images), size)]
-    return np.concatenate([_infer_part(runner, part, output) for part in parts]).astype(np.float32, copy=False)
+    count = len(next(iter(feed.values())))
+    size = runner.max_batch or count
+    if runner.min_batch <= count <= size:
+        return runner.infer(feed)
+    starts = range(0, count, size) if size else ()
+    parts = [
+        _infer_part(runner, {name: array[start : start + size] for name, array in feed.items()}) for start in starts
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else runner.infer(feed)
 
 
-def _infer_part(runner: Runner, images: npt.NDArray[np.uint8], output: str) -> Array:
-    missing = max(0, runner.min_batch - len(images))
-    filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-    return runner.infer({IMAGE_INPUT: filled})[output][: len(images)]
+def _infer_part(runner: Runner, feed: Feed) -> dict[str, Array]:
+    count = len(next(iter(feed.values())))
+    missing = max(0, runner.min_batch - count)
+    filled = {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
+    return {name: array[:count] for name, array in runner.infer(filled if missing else feed).items()}
+
+
+def infer_images(runner: Runner, images: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.float32]:
+    """Runs any number of uint8 images `(N, H, W, 3)` and returns the named output as float32 `(N, ...)`."""
+    return infer_parts(runner, {IMAGE_INPUT: images})[output].astype(np.float32, copy=False)

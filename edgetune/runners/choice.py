@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.bundle import FAIL, PASS, Artifact, Bundle
-from edgetune.core.engine_files import engine_cache, find_engines, host_mismatch
-from edgetune.core.engine_record import EngineHost, EngineRecord
-from edgetune.core.errors import ArtifactError, EngineError, EngineMismatchError, MissingDependencyError, UsageError
+from edgetune.core.engine_files import check_engine, check_host, engine_cache, find_engines
+from edgetune.core.engine_record import EngineRecord
+from edgetune.core.errors import ArtifactError, EdgetuneError, EngineError, MissingDependencyError, UsageError
 from edgetune.core.machine import is_arm64, is_x86
 from edgetune.runners.ort_providers import CPU, CUDA, PROVIDERS, TENSORRT_EP, TENSORRT_RTX_EP
 from edgetune.runners.ort_runner import int8_saturates
@@ -18,6 +19,9 @@ from edgetune.runners.trt_runner import this_host
 
 AUTO, ENGINE = "auto", "engine"
 RUNNERS = (AUTO, *PROVIDERS, ENGINE)
+
+_BUILD = "build one with edgetune build"
+_PROVE = "edgetune parity BUNDLE --runner engine"
 
 # Best first, for runners that are not the CPU.
 _PREFERRED = {
@@ -61,21 +65,30 @@ def choose(bundle: Bundle, wanted: str, options: RunnerOptions, *, allow_failed:
 
     Raises:
         ArtifactError: the artifact's verdict is FAIL and `allow_failed` is not set, or nothing is left.
-        EngineError: no engine was built of it, or it was built for another machine, and `fallback` is not set.
+        EngineError: no engine was built of it, for this machine, intact, and `fallback` is not set; or every such
+            engine failed parity itself, and `allow_failed` is not set.
     """
     candidates = _candidates(bundle, wanted, allow_failed)
     if options.kind == AUTO:
-        found = _proved_engine(candidates, options.cache)
-        return found or _choose_for_cpu(bundle, wanted, candidates)
+        suited = best_first(candidates, ENGINE)
+        proved, problems = find_engine(suited, options.cache, allow_failed=allow_failed, proved=True)
+        if proved is not None:
+            return proved
+        choice = _choose_for_cpu(bundle, wanted, candidates)
+        return explained(choice, "an engine is there, but " + problems[0].message) if problems else choice
     if options.kind == CPU:
         return _choose_for_cpu(bundle, wanted, candidates)
     try:
-        return _choose_for_gpu(bundle, wanted, candidates, options)
+        return _choose_for_gpu(bundle, wanted, candidates, options, allow_failed)
     except (EngineError, MissingDependencyError) as error:
         if not options.fallback:
             raise
-        choice = _choose_for_cpu(bundle, wanted, candidates)
-        return Choice(choice.artifact, f"{choice.reason}; on the CPU, because {error.message}")
+        return explained(_choose_for_cpu(bundle, wanted, candidates), f"on the CPU, because {error.message}")
+
+
+def explained(choice: Choice, why: str) -> Choice:
+    """The choice with another half sentence of its reason."""
+    return dataclasses.replace(choice, reason=f"{choice.reason}; {why}")
 
 
 def _candidates(bundle: Bundle, wanted: str, allow_failed: bool) -> list[Artifact]:
@@ -109,21 +122,22 @@ def _choose_for_cpu(bundle: Bundle, wanted: str, candidates: Sequence[Artifact])
 
 
 def _choose_for_gpu(
-    bundle: Bundle, wanted: str, candidates: Sequence[Artifact], options: RunnerOptions
-) -> Choice:  # fmt: skip
-    suited = candidates if wanted != AUTO else best_first(candidates, options.kind)
+    bundle: Bundle, wanted: str, candidates: Sequence[Artifact], options: RunnerOptions, allow_failed: bool
+) -> Choice:
+    suited = list(candidates) if wanted != AUTO else best_first(candidates, options.kind)
     if not suited:
         raise _nothing_left(bundle, options.kind)
     if options.kind != ENGINE:
         return Choice(suited[0], f"{suited[0].precision.upper()}, {suited[0].verdict}", options.kind)
-    cache = engine_cache(options.cache)
-    for artifact in suited:
-        if find_engines(cache, artifact.sha256):
-            folder, record = fitting_engine(cache, artifact)
-            return Choice(artifact, f"{record.key.precision.upper()} engine of {artifact.name}", ENGINE, folder)
+    found, problems = find_engine(suited, options.cache, allow_failed=allow_failed)
+    if found is not None:
+        return found
+    if problems:
+        raise problems[0]
     names = ", ".join(artifact.name for artifact in suited)
     raise EngineError(
-        f"the engine cache {cache} has no engine of {names}.", hint=f"build one with edgetune build {bundle.path}"
+        f"the engine cache {engine_cache(options.cache)} has no engine of {names}.",
+        hint=f"build one with edgetune build {bundle.path}",
     )
 
 
@@ -157,28 +171,43 @@ def runs_here(target: str) -> bool:
     return (target == "cpu-x86" and is_x86()) or (target == "cpu-arm" and is_arm64())
 
 
-def fitting_engine(cache: Path, artifact: Artifact, host: EngineHost | None = None) -> tuple[Path, EngineRecord]:
-    """The newest engine of the artifact that was built for this machine.
+def find_engine(
+    artifacts: Sequence[Artifact], cache: Path | None, *, allow_failed: bool, proved: bool = False
+) -> tuple[Choice | None, list[EdgetuneError]]:
+    """The newest intact engine for this machine of the first artifact that has one, and what is wrong with the others.
 
-    Raises:
-        EngineMismatchError: there are engines of it, all for other machines; one sentence names both sides.
-        EngineError: there is none.
+    With `proved` only engines that passed parity on this very machine count: neither the verdict of another GPU, which
+    comes along when the cache is copied, nor of another driver says that an engine is right here.
     """
-    reasons = []
-    for folder, record in find_engines(cache, artifact.sha256):
-        reason = host_mismatch(record.key, host or _host_for(record))
-        if not reason:
-            return folder, record
-        reasons.append(reason)
-    if reasons:
-        raise EngineMismatchError(reasons[0], hint="build it here with edgetune build")
-    raise EngineError(f"the engine cache {cache} has no engine of {artifact.name}.", hint="build one: edgetune build")
+    problems: list[EdgetuneError] = []
+    for artifact in artifacts:
+        for folder, record in find_engines(engine_cache(cache), artifact.sha256):
+            problem = _problem(folder, record, allow_failed=allow_failed, proved=proved)
+            if problem is None:
+                reason = "an engine that passed parity on this machine" if proved else f"the engine {folder.name}"
+                return Choice(artifact, reason, ENGINE, folder), problems
+            problems.append(problem)
+    return None, problems
 
 
-def _host_for(record: EngineRecord) -> EngineHost:
-    """What this machine is to the engine: with the engine's own backend if that is installed, else whatever is."""
-    backend = record.key.host.backend
-    return this_host(backend if backend in installed_backends() else AUTO)
+def _problem(folder: Path, record: EngineRecord, *, allow_failed: bool, proved: bool) -> EdgetuneError | None:
+    """Why an engine cannot or must not run here; None where it may."""
+    backend, parity = record.key.host.backend, record.parity
+    unproved = EngineError(f"the engine {folder.name} has not passed parity on this machine.", hint=_PROVE)
+    if proved and (parity is None or parity.verdict != PASS):
+        return unproved  # before the library is loaded, which takes a second
+    try:
+        host = this_host(backend if backend in installed_backends() else AUTO)
+        check_host(record.key, host)
+        check_engine(folder)
+    except (EngineError, MissingDependencyError) as error:
+        return error
+    if parity is not None and parity.verdict == FAIL and not allow_failed:
+        return EngineError(
+            f"the engine {folder.name} failed parity with the PyTorch model.",
+            hint="--allow-failed uses it all the same",
+        )
+    return unproved if proved and parity is not None and parity.host != host else None
 
 
 def choose_all(bundle: Bundle, kinds: Sequence[str], options: RunnerOptions) -> dict[str, Choice]:
@@ -204,37 +233,15 @@ def choose_all(bundle: Bundle, kinds: Sequence[str], options: RunnerOptions) -> 
 
 
 def _all_engines(bundle: Bundle, cache: Path | None, *, must_exist: bool) -> list[Choice]:
-    found, problems = [], []
-    for artifact in best_first(bundle.manifest.artifacts, ENGINE):
-        try:
-            folder, _ = fitting_engine(engine_cache(cache), artifact)
-        except (EngineError, MissingDependencyError) as error:
-            problems.append(error)
-            continue
-        found.append(Choice(artifact, "", ENGINE, folder))
-    if must_exist and problems and not found:
-        raise next((error for error in problems if isinstance(error, EngineMismatchError)), problems[0])
+    """Engines that failed among them: they are here to be judged or timed, not to be used."""
+    suited = best_first(bundle.manifest.artifacts, ENGINE)
+    searched = [find_engine([artifact], cache, allow_failed=True) for artifact in suited]
+    found = [choice for choice, _ in searched if choice is not None]
+    problems = [problem for _, several in searched for problem in several]
+    if must_exist and not found:
+        nothing = EngineError(f"the engine cache {engine_cache(cache)} has no engine of {bundle.path}.", hint=_BUILD)
+        raise problems[0] if problems else nothing
     return found
-
-
-def _proved_engine(candidates: Sequence[Artifact], cache: Path | None) -> Choice | None:
-    """An engine is taken unasked only where it ran on this machine and passed parity itself."""
-    folder = engine_cache(cache)
-    for artifact in best_first(candidates, ENGINE):
-        passed = [item for item in find_engines(folder, artifact.sha256) if has_passed(item[1])]
-        if not passed or not installed_backends():
-            continue
-        try:
-            path, record = fitting_engine(folder, artifact)
-        except (EngineError, MissingDependencyError):
-            continue
-        if has_passed(record):
-            return Choice(artifact, "an engine that passed parity on this machine", ENGINE, path)
-    return None
-
-
-def has_passed(record: EngineRecord) -> bool:
-    return record.parity is not None and record.parity.verdict == PASS
 
 
 def _nothing_left(bundle: Bundle, where: str) -> ArtifactError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from edgetune.core.golden import load_golden
 from edgetune.core.preprocess import decoder_version, preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.runners.base import Runner, infer_images
-from edgetune.runners.choice import Choice, RunnerOptions, choose
+from edgetune.runners.choice import AUTO, Choice, RunnerOptions, choose, explained
 from edgetune.runners.ort_providers import CPU, EpChoice, EpOptions
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.runners.trt_runner import TrtRunner
@@ -44,20 +44,46 @@ class SelfTest:
 def open_chosen(
     bundle: Bundle, wanted: str, options: RunnerOptions, *, allow_failed: bool = False
 ) -> Iterator[tuple[Choice, Runner]]:
-    """The artifact and runner that suit this machine, open; see `choose`. With `options.fallback` the CPU takes over
-    from a provider or engine that does not start, and the choice's reason says so.
+    """The artifact and runner that suit this machine, open; see `choose`. With `options.fallback`, and where nothing
+    was asked for, the CPU takes over from a provider or engine that does not start, and the choice's reason says so.
     """
     choice = choose(bundle, wanted, options, allow_failed=allow_failed)
     with contextlib.ExitStack() as stack:
         try:
             runner = stack.enter_context(open_runner(bundle, choice, options))
         except (EngineError, ModelError, MissingDependencyError) as error:
-            if choice.runner == CPU or not options.fallback:
+            if choice.runner == CPU or not (options.fallback or options.kind == AUTO):
                 raise
             choice = choose(bundle, wanted, dataclasses.replace(options, kind=CPU), allow_failed=allow_failed)
-            choice = dataclasses.replace(choice, reason=f"{choice.reason}; on the CPU, because {error.message}")
+            choice = explained(choice, f"on the CPU, because {error.message}")
             runner = stack.enter_context(open_runner(bundle, choice, options))
         yield choice, runner
+
+
+def enter_all(
+    stack: contextlib.ExitStack, runners: Mapping[str, Runner], *, may_fail: Container[str]
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    """Opens runners side by side. Of those that `may_fail`, one that does not open leaves its reason instead."""
+    opened: dict[str, Runner] = {}
+    problems: dict[str, str] = {}
+    for name, runner in runners.items():
+        reason = _enter(stack, runner, may_fail=name in may_fail)
+        if reason:
+            problems[name] = reason
+        else:
+            opened[name] = runner
+    return opened, problems
+
+
+def _enter(stack: contextlib.ExitStack, runner: Runner, *, may_fail: bool) -> str:
+    """Why the runner does not open, if that may be; empty where it does."""
+    try:
+        stack.enter_context(runner)
+    except (EngineError, ModelError, MissingDependencyError) as error:
+        if not may_fail:
+            raise
+        return error.message
+    return ""
 
 
 def open_runner(bundle: Bundle, choice: Choice, options: RunnerOptions) -> Runner:
@@ -68,7 +94,6 @@ def open_runner(bundle: Bundle, choice: Choice, options: RunnerOptions) -> Runne
     if choice.runner == CPU:
         return OrtRunner(path, threads=options.threads)
     ep = EpOptions(
-        precision=choice.artifact.precision,
         crop_size=bundle.manifest.preprocess.crop_size,
         cache_folder=engine_cache(options.cache) / "onnxruntime",
     )

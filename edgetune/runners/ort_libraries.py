@@ -74,10 +74,10 @@ def prepare_provider(ort: Any, ep: EpChoice) -> None:
 
 
 def plugin_device(ort: Any, ep: EpChoice) -> Any:
-    """The plugin's device that has the number asked for.
+    """The plugin's first device.
 
     Raises:
-        ModelError: the plugin cannot be registered, or finds no such GPU.
+        ModelError: the plugin cannot be registered, or finds no GPU.
     """
     try:
         _register(ort, ep.ort_name)
@@ -87,14 +87,12 @@ def plugin_device(ort: Any, ep: EpChoice) -> Any:
             hint="edgetune doctor tells which providers are usable here",
         ) from error
     devices = [device for device in ort.get_ep_devices() if device.ep_name == ep.ort_name]
-    numbered = {int(device.ep_options.get("device_id", index)): device for index, device in enumerate(devices)}
-    if ep.options.device_id not in numbered:
-        found = ", ".join(str(number) for number in sorted(numbered)) or "none"
+    if not devices:
         raise ModelError(
-            f"{provider_label(ep.ort_name)} was asked for on GPU {ep.options.device_id}, and can use: {found}.",
+            f"{provider_label(ep.ort_name)} was asked for, and finds no GPU that it can use.",
             hint="it needs compute capability 8.6, 8.9, or 12.0 and newer; cuda and tensorrt-ep run on others",
         )
-    return numbered[ep.options.device_id]
+    return min(devices, key=lambda device: int(device.ep_options.get("device_id", 0)))
 
 
 def missing_libraries(library: Path) -> tuple[str, ...]:

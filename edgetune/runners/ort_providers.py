@@ -24,7 +24,6 @@ _ORT_NAMES = {
     TENSORRT_RTX_EP: "NvTensorRTRTXExecutionProvider",
 }
 _LABELS = {_ORT_NAMES[TENSORRT_EP]: "TensorRT", _ORT_NAMES[TENSORRT_RTX_EP]: "TensorRT-RTX"}
-_PRECISIONS = ("fp32", "fp16", "int8")
 # What `tensorrt-ep` and `tensorrt-rtx-ep` call the same three shapes.
 _PROFILE_OPTION = {TENSORRT_EP: "trt_profile_{}_shapes", TENSORRT_RTX_EP: "nv_profile_{}_shapes"}
 
@@ -42,38 +41,26 @@ Options = dict[str, str]
 
 @dataclass(frozen=True)
 class EpOptions:
-    """What a provider on a GPU is told; the CPU is told nothing.
+    """What a provider on a GPU is told; it takes the first GPU that `CUDA_VISIBLE_DEVICES` leaves.
 
-    `precision` is the ONNX file's own: it allows TensorRT the types that the file has, and changes none. With
-    `crop_size`, the side in pixels of the `image` input, TensorRT makes one engine for all batches from `min_batch`
-    to `max_batch` when the session opens; without it, an engine for each range of shapes when they are first fed.
-    Engines are kept in `cache_folder`, one folder a model; None keeps none. `workspace_bytes` bounds TensorRT's
-    scratch memory while it builds, `gpu_memory_bytes` CUDA's arena; None leaves both to ONNX Runtime.
-    `allow_cpu_nodes` lets nodes that the provider does not take run elsewhere: without it they are an error.
+    With `crop_size`, the side in pixels of the `image` input, TensorRT makes one engine for all batches from
+    `min_batch` to `max_batch` when the session opens; without it, an engine for each range of shapes when they are
+    first fed. Engines are kept in `cache_folder`, one folder a model; None keeps none. `allow_cpu_nodes` lets nodes
+    that the provider does not take run elsewhere: without it they are an error.
     """
 
-    precision: str = "fp32"
     crop_size: int | None = None
     min_batch: int = 1
     opt_batch: int = 1
     max_batch: int = 8
-    device_id: int = 0
     cache_folder: Path | None = None
-    workspace_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
     allow_cpu_nodes: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise UsageError(f"the precision {self.precision!r} is not known; known: {', '.join(_PRECISIONS)}.")
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 f"batches must be 1 <= min <= opt <= max, got {self.min_batch}, {self.opt_batch}, {self.max_batch}."
             )
-        for name in ("device_id", "workspace_bytes", "gpu_memory_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UsageError(f"{name} must be 0 or more, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -131,14 +118,14 @@ def session_providers(ep: EpChoice, model_folder: Path | None) -> list[tuple[str
         return []
     chosen = [(ep.ort_name, provider_options(ep, model_folder))]
     if ep.name == TENSORRT_EP and ep.options.allow_cpu_nodes:
-        chosen.append((_ORT_NAMES[CUDA], _cuda_options(ep.options)))
+        chosen.append((_ORT_NAMES[CUDA], _cuda_options()))
     return chosen
 
 
 def provider_options(ep: EpChoice, model_folder: Path | None) -> Options:
     """The provider's options in its own words. `model_folder` is the model's own folder in the cache."""
     if ep.name == CUDA:
-        return _cuda_options(ep.options)
+        return _cuda_options()
     if ep.name == TENSORRT_EP:
         return _tensorrt_options(ep.options, model_folder)
     if ep.name == TENSORRT_RTX_EP:
@@ -151,8 +138,6 @@ def session_entries(ep: EpChoice) -> Options:
     entries: Options = {}
     if ep.name != CPU and not ep.options.allow_cpu_nodes:
         entries.update([NO_CPU_NODES])
-    elif ep.name != CPU:
-        entries["session.record_ep_graph_assignment_info"] = "1"
     if ep.name == CUDA:
         # CUDA has no INT8 convolutions. This leaves Q and DQ as they are and folds weights to float; else ONNX Runtime
         # would make int32 biases, whose DequantizeLinear CUDA does not have.
@@ -160,9 +145,9 @@ def session_entries(ep: EpChoice) -> Options:
     return entries
 
 
-def _cuda_options(options: EpOptions) -> Options:
-    chosen = {
-        "device_id": str(options.device_id),
+def _cuda_options() -> Options:
+    return {
+        "device_id": "0",
         # TF32 rounds what goes into a product to 10 bits of mantissa: faster, and no longer FP32 to parity.
         "use_tf32": "0",
         # The default times every algorithm anew for each batch size, and may choose otherwise on the next start.
@@ -170,35 +155,28 @@ def _cuda_options(options: EpOptions) -> Options:
         # The default doubles its memory each time it grows.
         "arena_extend_strategy": "kSameAsRequested",
     }
-    if options.gpu_memory_bytes is not None:
-        chosen["gpu_mem_limit"] = str(options.gpu_memory_bytes)
-    return chosen
 
 
 def _tensorrt_options(options: EpOptions, model_folder: Path | None) -> Options:
     chosen = {
-        "device_id": str(options.device_id),
-        # A file with Q and DQ needs leave for INT8 and no calibration table: its ranges are in the file.
-        "trt_int8_enable": "1" if options.precision == "int8" else "0",
-        "trt_fp16_enable": "1" if options.precision == "fp16" else "0",
+        "device_id": "0",
+        # Leave for either makes the network weakly typed, and TensorRT free to take other types than the file's.
+        "trt_int8_enable": "0",
+        "trt_fp16_enable": "0",
         **_profile(TENSORRT_EP, options),
     }
-    if options.workspace_bytes is not None:
-        chosen["trt_max_workspace_size"] = str(options.workspace_bytes)
     if options.cache_folder is not None and model_folder is not None:
         chosen["trt_timing_cache_enable"] = "1"
         chosen["trt_timing_cache_path"] = str(options.cache_folder)
         chosen["trt_engine_cache_enable"] = "1"
         chosen["trt_engine_cache_path"] = str(model_folder)
-        chosen["trt_engine_cache_prefix"] = f"edgetune_{options.precision}"
+        chosen["trt_engine_cache_prefix"] = "edgetune"
     return chosen
 
 
 def _rtx_options(options: EpOptions, model_folder: Path | None) -> Options:
     """Types are the file's and the device is chosen among the plugin's devices, so neither is an option."""
     chosen = _profile(TENSORRT_RTX_EP, options)
-    if options.workspace_bytes is not None:
-        chosen["nv_max_workspace_size"] = str(options.workspace_bytes)
     if model_folder is not None:
         chosen["nv_runtime_cache_path"] = str(model_folder)
     return chosen

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgetune.core.errors import ModelError
+from edgetune.core.errors import ModelError, TensorError
 from edgetune.core.machine import usable_cpus
 from edgetune.core.tensors import Array, Feed, TensorSpec, check_feed
 from edgetune.runners.ort_libraries import import_ort, ort_errors, plugin_device, prepare_provider
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 # Part of what ONNX Runtime says where nodes are left to the CPU and must not be.
 _LEFT_TO_CPU = "assigned to the default CPU EP"
-_ASSIGNMENT = "get_provider_graph_assignment_info"
 
 # x86 without VNNI adds pairs of u8 x s8 products in 16 bits, which saturate. With this entry ONNX Runtime makes the
 # weights u8 in memory and takes kernels that add in 32 bits: the same sums, exactly, in about 1.5 times the time.
@@ -85,8 +83,7 @@ class OrtRunner:
 
     @property
     def name(self) -> str:
-        helped = self._ep is not None and self._ep.name != CPU and self._ep.options.allow_cpu_nodes
-        return f"onnxruntime {provider_label(self._providers[0])}{', other nodes elsewhere' if helped else ''}"
+        return f"onnxruntime {provider_label(self._providers[0])}"
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -110,17 +107,6 @@ class OrtRunner:
         """The model's own metadata: labels and preprocess spec of models that edgetune exported."""
         return dict(self._open_session().get_modelmeta().custom_metadata_map)
 
-    @property
-    def nodes_by_provider(self) -> dict[str, int]:
-        """Where nodes really run, if `allow_cpu_nodes`; empty where ONNX Runtime (before 1.24) does not tell."""
-        session = self._open_session()
-        if self._ep is None or not self._ep.options.allow_cpu_nodes or not hasattr(session, _ASSIGNMENT):
-            return {}
-        counts: Counter[str] = Counter()
-        for part in getattr(session, _ASSIGNMENT)():
-            counts[provider_label(part.ep_name)] += len(part.get_nodes())
-        return dict(counts)
-
     def __enter__(self) -> OrtRunner:
         self._session = self._start()
         self._input_specs = tuple(_spec(argument) for argument in self._session.get_inputs())
@@ -134,12 +120,19 @@ class OrtRunner:
     def infer(self, feed: Feed) -> dict[str, Array]:
         session = self._open_session()
         check_feed(feed, self._input_specs)
+        self._check_batch(feed)
         names = [output.name for output in session.get_outputs()]
         try:
             outputs = session.run(names, {name: np.ascontiguousarray(array) for name, array in feed.items()})
         except ort_errors() as error:
             raise ModelError(f"ONNX Runtime failed while running the model: {error}") from error
         return dict(zip(names, outputs, strict=True))
+
+    def _check_batch(self, feed: Feed) -> None:
+        """Beyond its range of batches TensorRT's provider would build another engine, in the middle of serving."""
+        batch = len(next(iter(feed.values()))) if self.max_batch is not None else 0
+        if self.max_batch is not None and not self.min_batch <= batch <= self.max_batch:
+            raise TensorError(f"the batch is {batch}, {self.name} was opened for {self.min_batch} to {self.max_batch}.")
 
     def _start(self) -> InferenceSession:
         if self._ep is not None and self._ep.name != CPU:
@@ -215,8 +208,6 @@ def _open(model: Path | bytes, providers: list[Any], options: Any) -> InferenceS
 
 
 def _load_hint(message: str) -> str:
-    if "EPContext" in message:
-        return "it holds a TensorRT engine, for the provider that wrote it"
     if _LEFT_TO_CPU in message or "Please install TensorRT" in message:
         return "edgetune doctor tells which providers are usable here"
     return ""
@@ -273,7 +264,7 @@ def ep_session_options(ort: Any, ep: EpChoice, threads: int, folder: Path | None
 def _why_not_whole(model: Path | bytes, ep: EpChoice, threads: int) -> ModelError:
     """ONNX Runtime says the same of nodes that the provider does not take and of a provider that does not start."""
     label = provider_label(ep.ort_name)
-    helped = EpChoice(ep.name, EpOptions(device_id=ep.options.device_id, allow_cpu_nodes=True))
+    helped = EpChoice(ep.name, EpOptions(allow_cpu_nodes=True))
     try:
         _open_on_provider(ONE_RELU, helped, threads)
     except ModelError:
@@ -283,7 +274,7 @@ def _why_not_whole(model: Path | bytes, ep: EpChoice, threads: int) -> ModelErro
         )
     return ModelError(
         f"{label} does not take all of {_title(model)}: ONNX Runtime would run the other nodes on the CPU.",
-        hint="run the model with cpu, or allow CPU nodes and know that latencies are of both",
+        hint="run the model with --runner cpu, or build an engine of it with edgetune build",
     )
 
 

@@ -19,6 +19,12 @@ AUTO = "auto"
 # TensorRT first: where both are installed, the full one is the one that a Jetson or server runs.
 _MODULES = {TENSORRT: ("tensorrt", "tensorrt_bindings"), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 
+# By name: the enum's numbers differ between versions.
+_DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
+
 LogSink = Callable[[str, str], None]
 
 
@@ -54,6 +60,12 @@ def load_library(wanted: str = AUTO) -> TrtLibrary:
         raise _not_installed(wanted)
     loaded = (_import_if_whole(name) for name in names[:-1])
     return next((library for library in loaded if library is not None), None) or _import(names[-1])
+
+
+def numpy_dtype(dtype: Any) -> str:
+    """The name that numpy has for one of the library's datatypes, or its own in small letters where numpy has none."""
+    name = str(dtype.name)
+    return _DTYPES.get(name, name.lower())
 
 
 def _import_if_whole(name: str) -> TrtLibrary | None:

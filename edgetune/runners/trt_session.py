@@ -17,13 +17,9 @@ from edgetune.core.engine_record import EngineRecord, EngineTensor
 from edgetune.core.errors import EngineError, first_line
 from edgetune.core.tensors import Array
 from edgetune.runners.cuda import CudaContext, CudaDriver
-from edgetune.runners.trt_library import TrtLibrary, library_logger
+from edgetune.runners.trt_library import TrtLibrary, library_logger, numpy_dtype
 from edgetune.runners.trt_log import LogRecorder
 
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
-    "BOOL": "bool",
-}  # fmt: skip
 _REBUILD = "build it again with edgetune build"
 _SMALLER = "build it again for a smaller --max-batch, or end other programs that use the GPU"
 
@@ -70,7 +66,7 @@ class EngineSession:
         with self._cuda.current():
             self._stream = self._cuda.create_stream()
             self._device.callback(self._cuda.destroy_stream, self._stream)
-            self._load(engine)
+            self._load(engine, record.key.options.version_compatible)
             found = self._describe()
             _check_tensors(record, found, self._title)
             self.batches = found.batches
@@ -78,10 +74,12 @@ class EngineSession:
             self._check_outputs(record.outputs)
             self._allocate(record.inputs + record.outputs)
 
-    def _load(self, engine: bytes) -> None:
+    def _load(self, engine: bytes, version_compatible: bool) -> None:
         logger = library_logger(self._library, self._log)
         try:
             self._runtime = self._library.module.Runtime(logger)
+            if version_compatible:
+                self._runtime.engine_host_code_allowed = True  # it brings a runtime of its own; its digest was checked
             self._engine = self._runtime.deserialize_cuda_engine(engine)
         except (TypeError, RuntimeError) as error:  # the bindings' word for a constructor that returned nothing
             raise self._error("cannot be loaded", first_line(error)) from error
@@ -97,9 +95,9 @@ class EngineSession:
         for index in range(self._engine.num_io_tensors):
             name = str(self._engine.get_tensor_name(index))
             is_input = self._engine.get_tensor_mode(name) == self._library.module.TensorIOMode.INPUT
-            dtype = self._engine.get_tensor_dtype(name).name
+            dtype = numpy_dtype(self._engine.get_tensor_dtype(name))
             shape = tuple(size if size >= 0 else None for size in map(int, self._engine.get_tensor_shape(name)))
-            tensors[is_input].append(EngineTensor(name, _DTYPES.get(dtype, dtype.lower()), shape))
+            tensors[is_input].append(EngineTensor(name, dtype, shape))
             if is_input and shape:
                 limits.append((shape[0], shape[0]) if shape[0] is not None else self._profile(name))
         batches = (max(low for low, _ in limits), min(high for _, high in limits)) if limits else (1, 1)

@@ -15,7 +15,7 @@ from edgetune.core.bundle import Bundle, load_bundle
 from edgetune.core.errors import UsageError
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT, Array
-from edgetune.runners.base import Runner, infer_images
+from edgetune.runners.base import Runner, infer_images, infer_parts
 from edgetune.runners.choice import Choice
 from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
 from edgetune.serve.settings import ServeSettings
@@ -33,7 +33,7 @@ class ServedModel:
     tested: SelfTest
 
     def infer(self, feed: dict[str, Array]) -> dict[str, Array]:
-        return self.runner.infer(feed)
+        return infer_parts(self.runner, feed)
 
     def preprocess(self, data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
         """One image file to uint8 `(1, H, W, 3)`; raises `ImageError`."""

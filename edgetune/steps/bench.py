@@ -19,8 +19,8 @@ from edgetune.core.golden import load_golden
 from edgetune.core.machine import cpu_name, usable_cpus
 from edgetune.core.progress import Progress, no_progress
 from edgetune.runners.base import Runner
-from edgetune.runners.choice import AUTO, Choice, RunnerOptions, choose_all, suits_runner
-from edgetune.runners.from_bundle import open_runner, self_test
+from edgetune.runners.choice import AUTO, ENGINE, Choice, RunnerOptions, choose_all, suits_runner
+from edgetune.runners.from_bundle import enter_all, open_runner, self_test
 from edgetune.runners.ort_providers import CPU
 
 DEFAULT_BATCHES = (1, 8)
@@ -46,9 +46,12 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResult:
+    """`left_out` says which engines did not start, and why."""
+
     cpu: str
     threads: int
     rows: tuple[BenchRow, ...]
+    left_out: tuple[str, ...]
     recommended: str | None
     reason: str
 
@@ -69,10 +72,11 @@ def bench(
     choices = choose_all(bundle, runners, options)
     latencies: dict[str, list[Latency]] = {key: [] for key in choices}
     pixels = load_golden(bundle)[0].pixels
+    may_fail = {key for key, choice in choices.items() if choice.runner != CPU and AUTO in runners}
     with contextlib.ExitStack() as stack:
-        opened: dict[str, Runner] = {
-            key: stack.enter_context(open_runner(bundle, choice, options)) for key, choice in choices.items()
-        }
+        closed = {key: open_runner(bundle, choice, options) for key, choice in choices.items()}
+        opened, problems = enter_all(stack, closed, may_fail=may_fail)
+        choices = {key: choices[key] for key in opened}
         starts = {key: probe_cold_start(bundle.path, choice, options) for key, choice in choices.items()}
         for batch in batches:
             images = pixels[np.arange(batch) % len(pixels)]
@@ -86,7 +90,8 @@ def bench(
                  choice.artifact.size_bytes, tuple(latencies[key]), starts[key], base / latencies[key][0].p50_ms)
         for key, choice in choices.items()
     )  # fmt: skip
-    return BenchResult(cpu_name(), options.threads or 1, rows, *_recommend(rows))
+    left_out = tuple(f"{key}: {reason}" for key, reason in problems.items())
+    return BenchResult(cpu_name(), options.threads or 1, rows, left_out, *_recommend(rows))
 
 
 def _verdict(choice: Choice) -> str:
@@ -113,8 +118,13 @@ def _recommend(rows: tuple[BenchRow, ...]) -> tuple[str | None, str]:
         return None, "no artifact passed parity and its self-test here"
     best = max(passed, key=lambda row: row.speedup)
     failed = [row.artifact for row in rows if row.speedup > best.speedup]
-    where = "" if best.runner == CPU else f" with --runner {best.runner}"
-    reason = f"the fastest here that passed parity, {best.speedup:.2f}x the speed of FP32 at batch 1"
     if best.precision == "fp32" and best.runner == CPU:
         reason = "no artifact that passed parity is faster than FP32 here"
-    return best.artifact, reason + where + (f" ({', '.join(failed)} is faster but did not pass)" if failed else "")
+    else:
+        base = next((row for row in rows if row.precision == "fp32"), rows[0])
+        reason = f"the fastest here that passed parity, {best.speedup:.2f}x the speed of {base.artifact} at batch 1"
+    if best.runner == ENGINE:
+        reason += ", as an engine"
+    elif best.runner != CPU:
+        reason += f"; parity was judged on the CPU, so prove it first: edgetune parity --runner {best.runner}"
+    return best.artifact, reason + (f" ({', '.join(failed)} is faster but did not pass)" if failed else "")

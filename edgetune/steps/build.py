@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,9 +73,10 @@ def build(path: Path, request: BuildRequest, *, progress: Progress = no_progress
     key = EngineKey(
         _host_of_key(host, options), source.file.sha256, source.calibration_sha256, source.precision, options
     )
+    started_s = time.monotonic()
     job = _Job(source, library, key, engine_cache(request.cache), request)
     with engine_lock(job.cache, key.fingerprint, timeout_s=request.timeout_s, progress=progress):
-        return job.run(notes, host, progress)
+        return job.run(notes, host, started_s, progress)
 
 
 def _settle_targets(library: TrtLibrary, host: EngineHost, options: BuildOptions) -> BuildOptions:
@@ -119,8 +121,8 @@ class _Job:
         self._folder = cache / key.fingerprint
         self._request = request
 
-    def run(self, notes: list[str], host: EngineHost, progress: Progress) -> BuildResult:
-        """Under the engine's lock: takes the intact one that is there, or builds it."""
+    def run(self, notes: list[str], host: EngineHost, started_s: float, progress: Progress) -> BuildResult:
+        """Under the engine's lock: takes the intact one that is there, or builds it in what is left of the time."""
         try:
             found = None if self._request.rebuild else find_intact(self._folder, self._key)
         except EngineError as error:
@@ -132,11 +134,15 @@ class _Job:
         _discard_orphan(self._folder)
         with new_engine(self._folder) as partial:
             result = run_build(
-                self._work_request(partial / ENGINE_NAME), timeout_s=self._request.timeout_s, progress=progress
+                self._work_request(partial / ENGINE_NAME), timeout_s=self._left_s(started_s), progress=progress
             )
             record = self._record(partial / ENGINE_NAME, result)
             write_sidecar(partial, record)
         return BuildResult(self._folder, record, False, (*notes, *result.warnings))
+
+    def _left_s(self, started_s: float) -> float | None:
+        timeout_s = self._request.timeout_s
+        return None if timeout_s is None else max(0.1, round(timeout_s - (time.monotonic() - started_s), 1))
 
     def _explain_others(self, host: EngineHost) -> list[str]:
         """Why the newest engine that differs in nothing but where it was built does not do."""

@@ -7,14 +7,14 @@ import datetime
 import importlib.util
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgetune.core.bundle import MANIFEST_NAME, Artifact, Bundle, load_bundle
-from edgetune.core.engine_files import record_parity
+from edgetune.core.engine_files import read_sidecar, record_parity
 from edgetune.core.engine_record import EngineParity
 from edgetune.core.errors import DataError, OutputExistsError, WeightsError
 from edgetune.core.files import sha256_of_file, write_bytes_atomic
@@ -37,10 +37,11 @@ from edgetune.parity.report import (
     report_json,
 )  # fmt: skip
 from edgetune.runners.base import Runner
-from edgetune.runners.choice import Choice, RunnerOptions, choose_all
-from edgetune.runners.from_bundle import open_runner
+from edgetune.runners.choice import AUTO, Choice, RunnerOptions, choose_all
+from edgetune.runners.from_bundle import enter_all, open_runner
 from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import ort_version
+from edgetune.runners.trt_runner import this_host
 from edgetune.steps.fp16 import open_for_parity
 from edgetune.steps.reference import StoredReference, find_run, load_stored_reference, open_live_reference
 
@@ -79,10 +80,14 @@ def parity(
     live, stored = _open_reference(bundle, found)
     candidates, unjudged = _candidates(bundle, choices, options.runner)
     runners = candidates if live is None else {REFERENCE_KEY: live, **candidates}
-    table, names = _collect(files, bundle.manifest.preprocess, runners, progress)
+    may_fail = {name for name, choice in choices.items() if choice.runner != CPU and options.runner.kind == AUTO}
+    table, names, problems = _collect(files, bundle.manifest.preprocess, runners, may_fail, progress)
+    unjudged |= problems
     names.setdefault(REFERENCE_KEY, stored.name if stored is not None else "")
-    entries = judge_table(table, names, {name: choices[name].artifact for name in candidates}, options.max_drop, stored)
-    _tell_engines([choices[name] for name in candidates], entries)
+    judged = {name: choice for name, choice in choices.items() if name not in unjudged}
+    artifacts = {name: choice.artifact for name, choice in judged.items()}
+    entries = judge_table(table, names, artifacts, options.max_drop, stored)
+    _tell_engines(judged.values(), entries)
     entries += tuple(
         entry_not_run(choices[name].artifact.name, choices[name].runner, names[REFERENCE_KEY], reason)
         for name, reason in unjudged.items()
@@ -119,13 +124,14 @@ def _candidates(
 
 
 def _collect(
-    files: tuple[ImageFile, ...], spec: PreprocessSpec, runners: Mapping[str, Runner], progress: Progress
-) -> tuple[LogitsTable, dict[str, str]]:
-    """The logits, and what the open runners call themselves."""
+    files: tuple[ImageFile, ...], spec: PreprocessSpec, runners: Mapping[str, Runner], may_fail: Container[str],
+    progress: Progress,
+) -> tuple[LogitsTable, dict[str, str], dict[str, str]]:  # fmt: skip
+    """The logits, what the open runners call themselves, and why others did not open."""
     with contextlib.ExitStack() as stack:
-        opened = {name: stack.enter_context(runner) for name, runner in runners.items()}
+        opened, problems = enter_all(stack, runners, may_fail=may_fail)
         table = collect_logits(files, spec, opened, progress=progress)
-        return table, {name: runner.name for name, runner in opened.items()}
+        return table, {name: runner.name for name, runner in opened.items()}, problems
 
 
 def _runner_to_judge(bundle: Bundle, choice: Choice, options: RunnerOptions) -> Runner:
@@ -173,7 +179,8 @@ def _tell_engines(choices: Iterable[Choice], entries: Iterable[ParityEntry]) -> 
     for choice, entry in zip(choices, entries, strict=True):
         if choice.engine is not None:
             sqnr_db = entry.sqnr_db if entry.sqnr_db is not None and math.isfinite(entry.sqnr_db) else None
-            parity = EngineParity(entry.verdict, entry.images, entry.top1_agreement, sqnr_db, created)
+            host = this_host(read_sidecar(choice.engine).key.host.backend)
+            parity = EngineParity(host, entry.verdict, entry.images, entry.top1_agreement, sqnr_db, created)
             record_parity(choice.engine, parity)
 
 

@@ -22,11 +22,11 @@ OBJECTS = {
     "hardware_compatibility_level set_compute_capability num_compute_capabilities",
     "IOptimizationProfile": "set_shape",
     "ITimingCache": "serialize",
-    "Runtime": "deserialize_cuda_engine",
+    "Runtime": "deserialize_cuda_engine engine_host_code_allowed",
     "ICudaEngine": "create_execution_context num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype "
     "get_tensor_shape get_tensor_profile_shape create_engine_inspector",
     "IExecutionContext": "set_input_shape set_tensor_address execute_async_v3 get_tensor_shape",
-    "EngineInspector": "get_engine_information",
+    "EngineInspector": "get_engine_information execution_context",
     "IProgressMonitor": "phase_start step_complete phase_finish",
     "ILogger": "log",
     "DataType": "FLOAT HALF INT8 INT32 UINT8 INT64 BOOL",

@@ -182,7 +182,7 @@ def test_the_library_loads_under_either_name_and_python_ends_well(api: Api) -> N
 
 _DECIDE = """
 from types import SimpleNamespace
-from edgetune.core.engine_files import BuildOptions
+from edgetune.core.engine_record import BuildOptions
 from edgetune.core.errors import UsageError
 from edgetune.engine.backend import EngineBuilder, check_options, known_targets
 

@@ -67,7 +67,7 @@ def _of_other_options(folder: Path) -> None:
         (_truncate, "model.engine was changed after it was built: "),
         (lambda folder: (folder / ENGINE_NAME).unlink(), "has a sidecar and no engine (model.engine)."),
         (lambda folder: (folder / SIDECAR_NAME).unlink(), "engine.json does not exist."),
-        (lambda folder: (folder / SIDECAR_NAME).write_bytes(b"{]"), "engine.json cannot be read as JSON"),
+        (lambda folder: (folder / SIDECAR_NAME).write_bytes(b"{]"), "engine.json cannot be used: Expecting"),
         (lambda folder: (folder / SIDECAR_NAME).write_bytes(b"[]"), "engine.json is not a JSON object."),
         (_set_schema, "engine.json has schema version 99, this edgetune reads 1."),
         (_tell_another_story, "engine.json was changed after it was written: its digest does not match."),

@@ -44,7 +44,7 @@ from tests.unit.core.engine_records import (
 )
 
 NO_GPU = host_with(gpu="", compute_capability="", driver="")
-PARITY = EngineParity(verdict="PASS", images=64, top1_agreement=1.0, sqnr_db=None, created="2026-02-01T00:00:00+00:00")
+PARITY = EngineParity(HOST, "PASS", images=64, top1_agreement=1.0, sqnr_db=None, created="2026-02-01T00:00:00+00:00")
 
 
 def test_an_engine_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
+from edgetune.core.engine_files import ENGINE_NAME
 from edgetune.core.engine_record import EngineHost, EngineParity
 from edgetune.core.errors import ArtifactError, EngineError, EngineMismatchError, MissingDependencyError, UsageError
 from edgetune.runners import choice
 from edgetune.runners.choice import AUTO, ENGINE, RunnerOptions, choose, choose_all, suits_machine, suits_runner
 from edgetune.runners.ort_providers import CPU, CUDA, TENSORRT_EP
-from tests.unit.core.engine_records import HOST, KEY, engine_record, write_engine
+from tests.unit.core.engine_records import HOST, KEY, RTX_ANYWHERE, engine_record, write_engine
 from tests.unit.runners.mean_bundle import ARM, FP16, FP32, INT8, TENSORRT, mean_bundle
 
 ON_CPU = RunnerOptions(CPU)
@@ -123,16 +125,19 @@ class _Device:
         self.bundle = mean_bundle(folder / "b", {FP32: "PASS", TENSORRT: "PASS"})
         self.cache = folder / "engines"
         self.host = HOST
-        monkeypatch.setattr(choice, "installed_backends", lambda: ("tensorrt",))
+        monkeypatch.setattr(choice, "installed_backends", lambda: ("tensorrt", "tensorrt-rtx"))
         monkeypatch.setattr(choice, "this_host", self._this_host)
 
     def _this_host(self, backend: str) -> EngineHost:
-        assert backend == "tensorrt"
+        assert backend in ("tensorrt", "tensorrt-rtx")
         return self.host
 
-    def add(self, name: str, verdict: str | None = None, created: str = "2026-01-01", host: EngineHost = HOST) -> Path:
+    def add(
+        self, name: str, verdict: str | None = None, created: str = "2026-01-01", host: EngineHost = HOST,
+        judged_on: EngineHost = HOST,
+    ) -> Path:  # fmt: skip
         key = dataclasses.replace(KEY, onnx_sha256=self.bundle.artifact(name).sha256, host=host)
-        parity = None if verdict is None else EngineParity(verdict, 10, 1.0, 40.0, created)
+        parity = None if verdict is None else EngineParity(judged_on, verdict, 10, 1.0, 40.0, created)
         folder = self.cache / f"{key.fingerprint}-{created}"
         return write_engine(folder, engine_record(key, created=created, parity=parity))
 
@@ -171,10 +176,59 @@ def test_an_engine_runs_unasked_only_once_it_passed_parity_itself(
     assert device.choose(AUTO).runner == runner
 
 
-def test_an_engine_that_passed_on_another_machine_does_not_run_unasked(device: _Device) -> None:
+def test_an_engine_that_no_longer_fits_makes_way_and_the_reason_says_so(device: _Device) -> None:
     device.add(TENSORRT, "PASS")
     device.host = dataclasses.replace(HOST, driver="590.0")
-    assert device.choose(AUTO).runner == CPU
+    chosen = device.choose(AUTO)
+    assert chosen.runner == CPU
+    assert (
+        "an engine is there, but the engine was built for driver 580.65.06, and this machine has 590.0" in chosen.reason
+    )
+
+
+def test_the_verdict_of_another_machine_is_not_this_ones(device: _Device) -> None:
+    """An engine compiled ahead of time has no GPU in its key, and is copied with its verdict."""
+    folder = device.add(TENSORRT, "PASS", host=RTX_ANYWHERE, judged_on=dataclasses.replace(HOST, gpu="another card"))
+    device.host = dataclasses.replace(RTX_ANYWHERE, gpu="a card", compute_capability="8.6", driver="580.1")
+    chosen = device.choose(AUTO)
+    assert chosen.runner == CPU
+    assert "has not passed parity on this machine" in chosen.reason
+    assert device.choose(ENGINE).engine == folder
+
+
+def test_an_engine_that_failed_parity_runs_only_when_told_to(device: _Device) -> None:
+    older = device.add(TENSORRT, "PASS", created="2026-01-01")
+    device.add(TENSORRT, "FAIL", created="2026-01-02")
+    assert device.choose(ENGINE).engine == older
+    shutil.rmtree(older)
+    with pytest.raises(EngineError, match="failed parity with the PyTorch model"):
+        device.choose(ENGINE)
+    failed = choose(device.bundle, AUTO, RunnerOptions(ENGINE, cache=device.cache), allow_failed=True)
+    assert failed.runner == ENGINE
+
+
+def test_a_newer_engine_that_nobody_judged_does_not_hide_a_proved_one(device: _Device) -> None:
+    proved = device.add(TENSORRT, "PASS", created="2026-01-01")
+    newer = device.add(TENSORRT, created="2026-01-02")
+    assert device.choose(AUTO).engine == proved
+    assert device.choose(ENGINE).engine == newer
+
+
+def test_the_engine_of_a_slower_artifact_is_taken_where_the_best_ones_does_not_fit(device: _Device) -> None:
+    device.add(TENSORRT, host=dataclasses.replace(HOST, compute_capability="12.0"))
+    fitting = device.add(FP32)
+    assert device.choose(ENGINE).engine == fitting
+
+
+def test_a_damaged_engine_makes_way(device: _Device) -> None:
+    folder = device.add(TENSORRT, "PASS")
+    (folder / ENGINE_NAME).write_bytes(b"damaged")
+    chosen = device.choose(AUTO)
+    assert chosen.runner == CPU
+    assert "was changed after it was built" in chosen.reason
+    assert list(choose_all(device.bundle, [AUTO], RunnerOptions(cache=device.cache))) == [FP32, TENSORRT]
+    with pytest.raises(EngineError, match="was changed after it was built"):
+        device.choose(ENGINE)
 
 
 def test_no_engine_and_an_engine_of_another_machine_are_told_apart(device: _Device) -> None:

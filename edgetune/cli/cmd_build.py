@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgetune.core.engine_record import EngineRecord
     from edgetune.steps.build import BuildResult
 
+_SHOWN = 5
 _BATCH = click.IntRange(1, 4096)
 
 
@@ -96,7 +97,9 @@ def _outcome(source: Path, result: BuildResult, where: list[str]) -> Outcome:
     words = ["edgetune", "info", str(result.folder)]
     if record.key.host.gpu and is_bundle:
         words = ["edgetune", "parity", str(source), "--runner", "engine", *where]
-    lines = [*_lines(result), *(f"FAIL: {problem}" for problem in problems), "", _last_line(record)]
+    lines = [*_lines(result), *(f"FAIL: {problem}" for problem in problems[:_SHOWN])]
+    lines += [f"FAIL: {len(problems) - _SHOWN} more; --json has all"] if len(problems) > _SHOWN else []
+    lines += ["", _last_line(record)]
     return Outcome("build", data, lines, result.notes, shlex.join(words), exit_code, errors)
 
 
@@ -115,7 +118,8 @@ def _lines(result: BuildResult) -> list[str]:
         *table(("convolutions", "in the model", "in the engine"), rows),
     ]
     if proof.unseen:
-        lines.append(f"not shown on their own: {', '.join(proof.unseen[:5])}{' ...' if len(proof.unseen) > 5 else ''}")
+        more = " ..." if len(proof.unseen) > _SHOWN else ""
+        lines.append(f"not shown on their own: {', '.join(proof.unseen[:_SHOWN])}{more}")
     return lines
 
 

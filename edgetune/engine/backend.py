@@ -13,7 +13,7 @@ from typing import Any
 
 from edgetune.core.engine_record import AMPERE_PLUS, SAME_COMPUTE_CAPABILITY, BuildOptions, EngineLayer, EngineTensor
 from edgetune.core.errors import EngineError, UsageError
-from edgetune.engine.layers import layers_from_dump, layers_from_inspector
+from edgetune.engine.layers import LayerListError, layers_from_dump, layers_from_inspector
 from edgetune.engine.phases import PhaseTree
 from edgetune.engine.protocol import InputProfile
 from edgetune.runners.trt_library import TrtLibrary, library_logger, numpy_dtype
@@ -196,11 +196,20 @@ class EngineBuilder:
     def layers(self, engine: Any, options: BuildOptions, profiles: Sequence[InputProfile]) -> tuple[EngineLayer, ...]:
         """The engine's kernels. TensorRT-RTX logs them while it builds; TensorRT is asked, which takes the GPU.
 
+        A list that cannot be read is empty, with a warning: it proves nothing, but the engine may be as good as any.
+
         Raises:
-            EngineError: TensorRT cannot load its own engine, or the list is not to be read.
+            EngineError: TensorRT cannot load its own engine.
         """
-        if self._library.is_rtx:
-            return layers_from_dump(self._log.layer_dump)
+        try:
+            if self._library.is_rtx:
+                return layers_from_dump(self._log.layer_dump)
+            return layers_from_inspector(self._inspect(engine, options, profiles))
+        except LayerListError as error:
+            self._log.warnings.append(error.message)
+            return ()
+
+    def _inspect(self, engine: Any, options: BuildOptions, profiles: Sequence[InputProfile]) -> str:
         runtime = self._trt.Runtime(self._logger)
         if options.version_compatible:
             runtime.engine_host_code_allowed = True
@@ -212,7 +221,7 @@ class EngineBuilder:
             context.set_input_shape(profile.name, profile.opt_shape)
         inspector = loaded.create_engine_inspector()
         inspector.execution_context = context
-        return layers_from_inspector(str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
 
 def hint_for(reason: str) -> str:

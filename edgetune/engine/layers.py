@@ -30,11 +30,15 @@ _WORDS = {
 _KINDS = (re.compile(r"conv|correlation", re.IGNORECASE), re.compile(r"gemm|matmul|matrix|fusion", re.IGNORECASE))
 
 
+class LayerListError(EngineError):
+    """What the backend tells of an engine's layers has another form than is known."""
+
+
 def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
     """Kernels of TensorRT-RTX's verbose `Layers:` message, in execution order.
 
     Raises:
-        EngineError: there is no such list, or none of it can be read: its shape is no documented one.
+        LayerListError: there is no such list, or none of it can be read: its shape is no documented one.
     """
     # Not splitlines: it also splits at the separator characters inside the metadata.
     matches = (_DUMP_LINE.fullmatch(line) for line in text.split("\n")[1:])
@@ -50,7 +54,7 @@ def layers_from_dump(text: str) -> tuple[EngineLayer, ...]:
         if match is not None
     )
     if not layers:
-        raise EngineError("the builder gave no list of the engine's layers that can be read, so INT8 is not proved.")
+        raise LayerListError("the builder gave no list of the engine's layers that can be read, so INT8 is not proved.")
     return layers
 
 
@@ -58,12 +62,12 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
     """Kernels of `EngineInspector.get_engine_information(JSON)`, in execution order.
 
     Raises:
-        EngineError: the text is not the inspector's JSON.
+        LayerListError: the text is not the inspector's JSON.
     """
     try:
         entries = json.loads(text, strict=False)["Layers"]  # the separators in it may be bare control characters
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"the engine's layer list cannot be read: {error}.") from error
+        raise LayerListError(f"the engine's layer list cannot be read: {error}.") from error
     return tuple(_inspected(entry) for entry in entries if isinstance(entry, dict))
 
 

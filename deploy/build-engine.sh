@@ -13,7 +13,8 @@ usage: build-engine.sh [options] BUNDLE [options of edgetune build]
   --evidence FILE    where the evidence goes            [edgetune-evidence.json in this folder]
 
 Other variables: PYTHON, the interpreter (python3); EDGETUNE_CACHE, where engines go; EDGETUNE_CONSTRAINTS, a file of
-exact versions for pip. Everything behind BUNDLE goes to edgetune build. Examples:
+exact versions for pip. Everything behind BUNDLE goes to edgetune build, and its --engine-cache DIR to the other steps
+as well. Examples:
 
   build-engine.sh bundle                                                   a Jetson, with JetPack's TensorRT
   build-engine.sh bundle --backend tensorrt                                an x86 server with its GPU
@@ -106,7 +107,9 @@ jetson=
 # JetPack and apt install TensorRT for the system's Python, and an environment sees it only if it was made to.
 outside=false
 [ -z "$jetson" ] || outside=true
-if "$python" -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("tensorrt"))'; then
+# Not in this folder, where Python looks first.
+if "$python" -c 'import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u
+sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("tensorrt"))'; then
     outside=true
 fi
 is_made() {
@@ -130,7 +133,10 @@ pip() {
         run "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"
     fi
 }
-has() { "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(not any(map(u.find_spec, sys.argv[1:])))" "$@"; }
+has() {
+    "$venv/bin/python" -c 'import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u
+sys.exit(not any(map(u.find_spec, sys.argv[1:])))' "$@"
+}
 
 pip "${wheel:-edgetune}[serve,cpu,onnx]"
 # pip takes a wheel of the same version for the one that is installed, even if it is another.
@@ -140,14 +146,21 @@ import pathlib, sys, sysconfig
 sys.exit((pathlib.Path(sysconfig.get_path("purelib")) / "torch").is_dir())
 CODE
 
-# Which TensorRT: the one that was asked for, else the one that is here.
+# Which TensorRT: the one that was asked for, else the one that is here. Where the engine goes, the other steps look.
 backend=
+cache=
+before=
 for word in "$@"; do
+    case $before in
+    --backend) backend=$word ;;
+    --engine-cache) cache=$word ;;
+    esac
     case $word in
     --backend=*) backend=${word#--backend=} ;;
+    --engine-cache=*) cache=${word#--engine-cache=} ;;
     --targets | --targets=*) backend=${backend:-tensorrt-rtx} ;;
-    tensorrt | tensorrt-rtx) backend=$word ;;
     esac
+    before=$word
 done
 case $backend in
 tensorrt) modules="tensorrt tensorrt_bindings" ;;
@@ -168,27 +181,26 @@ else
 fi
 
 edgetune=$venv/bin/edgetune
-try "$edgetune" doctor
+try "$edgetune" doctor ${cache:+--engine-cache "$cache"}
 try "$edgetune" build "$bundle" "$@"
 has_gpu() {
-    "$venv/bin/python" -c 'import sys; from edgetune.runners.cuda import gpu_identity; sys.exit(gpu_identity() is None)'
+    "$venv/bin/python" -c 'import sys; sys.path[:] = filter(None, sys.path)
+from edgetune.runners.cuda import gpu_identity
+sys.exit(gpu_identity() is None)'
 }
 if [ "$worst" -eq 1 ]; then
     say "skipped: there is no engine to prove"
 elif has_gpu; then
     if [ -n "$data" ]; then
-        try "$edgetune" parity "$bundle" --runner engine --data "$data"
+        try "$edgetune" parity "$bundle" --runner engine ${cache:+--engine-cache "$cache"} --data "$data"
     else
         say "skipped: parity of the engine needs labelled images; give them with --data DIR"
     fi
-    try "$edgetune" bench "$bundle" --runner cpu --runner engine
+    try "$edgetune" bench "$bundle" --runner cpu --runner engine ${cache:+--engine-cache "$cache"}
 else
-    say "skipped: no GPU is here, so the engine was built and not run; copy the engine cache (edgetune doctor names it)" \
+    say "skipped: no GPU is here, so the engine was built and not run; copy the engine cache (${cache:-edgetune doctor names it})" \
         "to the device, and run edgetune parity and edgetune bench there"
 fi
-if [ -n "$data" ]; then
-    try "$edgetune" doctor --evidence "$evidence" --bundle "$bundle" --data "$data" --force
-else
-    try "$edgetune" doctor --evidence "$evidence" --bundle "$bundle" --force
-fi
+try "$edgetune" doctor --evidence "$evidence" --bundle "$bundle" ${cache:+--engine-cache "$cache"} \
+    ${data:+--data "$data"} --force
 exit "$worst"

@@ -1,4 +1,4 @@
-"""Cold start and memory of one artifact, seen from a fresh process: `python -m edgetune.bench.probe` and a request."""
+"""Cold start and memory of one artifact, seen from a fresh process, which gets its request as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.bundle import load_bundle
+from edgetune.core.child import child_command, how_it_ended, last_words
 from edgetune.core.errors import EdgetuneError, ModelError
 from edgetune.runners.choice import Choice, RunnerOptions
 
@@ -32,14 +33,21 @@ def probe_cold_start(bundle: Path, choice: Choice, options: RunnerOptions) -> Co
         "cache": str(options.cache) if options.cache is not None else "",
         "threads": options.threads,
     }
-    command = [sys.executable, "-m", "edgetune.bench.probe", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        name = choice.artifact.name
-        raise ModelError(f"{name} cannot be started in a process of its own (exit {done.returncode}): {last}")
-    answer = json.loads(done.stdout)
-    return ColdStart(answer["first_answer_s"], answer["peak_memory_bytes"])
+    done = subprocess.run(child_command("edgetune.bench.probe", json.dumps(request)), capture_output=True, check=False)
+    answer = _read(done.stdout) if done.returncode == 0 else None
+    if answer is None:
+        how, said = how_it_ended(done.returncode), last_words(done.stderr) or "no message"
+        raise ModelError(f"{choice.artifact.name} cannot be started: a process of its own {how}: {said}")
+    return answer
+
+
+def _read(said: bytes) -> ColdStart | None:
+    """The last line; libraries print before it."""
+    try:
+        answer = json.loads(said.splitlines()[-1])
+        return ColdStart(answer["first_answer_s"], answer["peak_memory_bytes"])
+    except (ValueError, IndexError):
+        return None
 
 
 def _measure(request: dict[str, str]) -> ColdStart:
@@ -62,8 +70,10 @@ def _measure(request: dict[str, str]) -> ColdStart:
     return ColdStart(time.perf_counter() - start, peak_memory_bytes())
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the process does."""
     try:
-        sys.stdout.write(json.dumps(vars(_measure(json.loads(sys.argv[1])))))
+        answer = json.dumps(vars(_measure(json.loads(sys.argv[1]))))
     except EdgetuneError as error:
         sys.exit(error.message)
+    sys.stdout.write(f"\n{answer}\n")

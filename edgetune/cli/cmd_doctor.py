@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.cli.options import FOLDER, PATH, force_option, json_option
+from edgetune.cli.options import FOLDER, PATH, engine_cache_option, force_option, json_option
 from edgetune.cli.render import Outcome, progress_bars, show, table
 from edgetune.core.errors import UsageError
 from edgetune.steps.doctor import DoctorResult, doctor
@@ -22,13 +22,17 @@ _MARKS = {True: "ok", False: "PROBLEM", None: "-"}
 @click.option("--evidence", "file", type=PATH, help="Write what this machine is and does into FILE, to be sent.")
 @click.option("--bundle", type=FOLDER, help="With --evidence: time this bundle here, and judge it.")
 @click.option("--data", type=FOLDER, help="With --bundle: labelled images for parity, CLASS/*.jpg.")
+@engine_cache_option
 @force_option
 @json_option
-def command(file: Path | None, bundle: Path | None, data: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    file: Path | None, bundle: Path | None, data: Path | None, engine_cache: Path | None, force: bool, as_json: bool
+) -> None:
     """Show what this machine has and lacks, and what to install.
 
     With --evidence it goes into one JSON file, with the power mode, clocks and temperatures before and after the
-    measurements, and the engines of the bundle. The file names no user, no host and no folder of yours.
+    measurements, and the engines of the bundle. The file names no user, no host and no folder of yours, no image and
+    no class.
 
     \b
     Example:
@@ -38,14 +42,15 @@ def command(file: Path | None, bundle: Path | None, data: Path | None, force: bo
     if file is None:
         if bundle is not None or data is not None:
             raise UsageError("--bundle and --data are for --evidence FILE.")
-        result = doctor()
+        result = doctor(engine_cache)
         show(Outcome("doctor", result, _lines(result)), as_json=as_json)
         return
     if data is not None and bundle is None:
         raise UsageError("--data is for --bundle BUNDLE: without a bundle there is nothing to judge.")
-    from edgetune.steps.evidence import write_evidence
+    from edgetune.steps.evidence import EvidenceOptions, write_evidence
 
-    written = write_evidence(file, bundle, data, force=force, progress=progress_bars())
+    options = EvidenceOptions(bundle, data, engine_cache, force)
+    written = write_evidence(file, options, progress=progress_bars())
     data_out = {"path": str(file), "size_bytes": written.size_bytes, "digest": written.digest, **written.content}
     show(Outcome("doctor", data_out, _evidence_lines(written)), as_json=as_json)
 

@@ -18,10 +18,17 @@ _COMMON = {
     "runner", "tegra", "thor", "ubuntu", "user",
 }  # fmt: skip
 _USER_VARIABLES = ("USER", "LOGNAME", "LNAME", "USERNAME", "SUDO_USER")
+# Folders of images that are there for everyone.
+_SPLITS = {"train", "test", "val", "valid", "validation"}
+# Shorter ones stand in other words by chance, and so do numbers.
+_SHORTEST_NAME = 4
+_MOST_NAMES = 50_000
 # Folders whose names are the system's own; in any other, each part of a path may be somebody's.
 _SYSTEM = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"}
 
 _PATH = re.compile(r"(?<![\w~>.:/-])/([^\s/'\"(),;:]+)/(?:[^\s/'\"(),;:]+/)*([^\s/'\"(),;:]*)")
+# Folders within the user's own, up to the last name.
+_INNER = re.compile(r"(?<![^\s'\"(=:])(~|<here>|<data>)/(?:[^\s/'\"(),;:]+/)+")
 _HARDWARE = re.compile(
     r"\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b|\bGPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
 )
@@ -88,11 +95,35 @@ def anonymous(value: Any, identity: Identity) -> Any:
 def _clean(text: str, identity: Identity) -> str:
     for folder, label in _longest_first(identity.folders):
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?![\w.-])", label, text)
+    text = _INNER.sub(r"\1/<folder>/", text)
     text = _PATH.sub(_shorten, text)
     text = _HARDWARE.sub("<hardware address>", text)
     for name, label in _longest_first(identity.names):
         text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", label, text)
     return text
+
+
+def names_below(folder: Path) -> set[str]:
+    """The names of the files and folders below a folder, as far as they tell something; of a huge one, the first."""
+    found: set[str] = set()
+    for _, folders, files in os.walk(folder):
+        found.update(folders, files)
+        if len(found) > _MOST_NAMES:
+            break
+    return {name for name in found if _tells(name)}
+
+
+def without_names(text: str, names: Iterable[str]) -> str:
+    """Each of the names that stands in the text as a word becomes `<name>`; for messages, not for what is counted."""
+    found = [name for name in set(names) if name in text and _tells(name)]
+    for name in sorted(found, key=len, reverse=True):
+        text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "<name>", text)
+    return text
+
+
+def _tells(name: str) -> bool:
+    is_number = name.partition(".")[0].isdigit()
+    return len(name) >= _SHORTEST_NAME and not is_number and name.lower() not in _COMMON | _SPLITS
 
 
 def _longest_first(labels: Mapping[str, str]) -> list[tuple[str, str]]:

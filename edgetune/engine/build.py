@@ -8,22 +8,20 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from typing import IO, Any
 
+from edgetune.core.child import child_command, how_it_ended, last_words
 from edgetune.core.config import from_dict, to_dict
 from edgetune.core.errors import EngineError
 from edgetune.core.progress import Progress, no_progress
 from edgetune.engine.protocol import WorkRequest, WorkResult
 
-# Not `-m`: that would look for modules in the current folder first, which may hold a user's tensorrt.py.
-_WORKER = "import sys; sys.path[:] = sys.argv[1:]; from edgetune.engine.worker import main; main()"
+_WORKER = "edgetune.engine.worker"
 _BAR_STEPS = 1000
 _POLL_S = 0.1
-_STDERR_BYTES = 4096
 _MEMORY_HINT = "give less --workspace or a smaller --max-batch; on a Jetson, add swap"
 
 
@@ -35,15 +33,15 @@ def run_build(request: WorkRequest, *, timeout_s: float | None, progress: Progre
     """
     with tempfile.TemporaryFile() as noise:
         process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=noise, text=True, start_new_session=True,
+            child_command(_WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True,
+            start_new_session=True,
         )  # fmt: skip
         try:
             answer = _converse(process, request, timeout_s, progress)
         finally:
             _end(process)
         if answer is None:
-            raise _death(process.returncode, _tail(noise))
+            raise _death(process.returncode, last_words(noise))
     return answer
 
 
@@ -108,31 +106,16 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _death(code: int, last_words: str) -> EngineError:
+def _death(code: int, words: str) -> EngineError:
     """The error for a process that ended without an answer: by a signal, or before it could say why."""
-    said = f" Its last words: {last_words}" if last_words else ""
+    said = f" Its last words: {words}" if words else ""
     if code == -signal.SIGKILL:
-        return EngineError(f"the building process was killed, most likely for lack of memory.{said}", hint=_MEMORY_HINT)
+        return EngineError(f"the building process {how_it_ended(code)}.{said}", hint=_MEMORY_HINT)
     if code < 0:
         return EngineError(
-            f"the building process crashed ({_signal_name(-code)}) inside the backend's library.{said}",
+            f"the building process {how_it_ended(code)} inside the backend's library.{said}",
             hint="check the model with edgetune info, and try another --backend or a newer version of it",
         )
     return EngineError(
         f"the building process ended without an answer (exit code {code}).{said}", hint="edgetune doctor"
     )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
-def _tail(noise: IO[bytes]) -> str:
-    """The last line that the process wrote to stderr."""
-    size = noise.seek(0, os.SEEK_END)
-    noise.seek(max(0, size - _STDERR_BYTES))
-    lines = noise.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""

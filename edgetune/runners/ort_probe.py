@@ -1,7 +1,4 @@
-"""Which providers are usable here: each is tried on one Relu, in a process of its own that may die or hang.
-
-`python -m edgetune.runners.ort_probe NAME` is that process.
-"""
+"""Which providers are usable here: each is tried on one Relu, in a process of its own that may die or hang."""
 
 from __future__ import annotations
 
@@ -9,13 +6,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgetune.core.child import child_command, how_it_ended, last_words
 from edgetune.core.errors import EdgetuneError
 from edgetune.runners.ort_libraries import PLUGIN_MODULE, PLUGIN_PACKAGE
-from edgetune.runners.ort_providers import ONE_RELU, PROVIDERS, EpChoice
+from edgetune.runners.ort_providers import CPU, ONE_RELU, PROVIDERS, EpChoice
 from edgetune.runners.ort_runner import OrtRunner, available_providers
 
 # TensorRT loads about 2 GB of libraries and builds an engine, on a Jetson from a slow disk.
@@ -32,25 +31,32 @@ class ProviderFinding:
     advice: str = ""
 
 
-def probe_providers(timeout_s: float = _TIMEOUT_S) -> tuple[ProviderFinding, ...]:
-    """One finding for each of `PROVIDERS`, in that order; raises nothing."""
-    return tuple(_probe(name, timeout_s) for name in PROVIDERS)
+def probe_providers(names: Sequence[str] = PROVIDERS, timeout_s: float = _TIMEOUT_S) -> tuple[ProviderFinding, ...]:
+    """One finding for each of `names`, which are of `PROVIDERS`, in that order; raises nothing."""
+    return tuple(_probe(name, timeout_s) for name in names)
+
+
+def offered_providers() -> tuple[str, ...]:
+    """Those besides the CPU that are installed; whether they start here takes a probe to know."""
+    return tuple(name for name in PROVIDERS if name != CPU and _find_absent(EpChoice(name)) is None)
 
 
 def _probe(name: str, timeout_s: float) -> ProviderFinding:
     absent = _find_absent(EpChoice(name))
     if absent is not None:
         return absent
-    command = [sys.executable, "-m", "edgetune.runners.ort_probe", name]
+    command = child_command("edgetune.runners.ort_probe", name)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return ProviderFinding(name, False, f"no answer within {timeout_s:g} s", "check the driver")
-    except (OSError, ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return ProviderFinding(name, False, f"its process died (exit {done.returncode}): {last}", "check the driver")
-    return ProviderFinding(name, **answer)
+    except OSError as error:
+        return ProviderFinding(name, False, f"its process cannot be started: {error.strerror}", "try again")
+    try:
+        return ProviderFinding(name, **json.loads(done.stdout.splitlines()[-1]))
+    except (ValueError, IndexError, TypeError):
+        how, said = how_it_ended(done.returncode), last_words(done.stderr) or "no message"
+        return ProviderFinding(name, False, f"its process {how}: {said}", "check the driver")
 
 
 def _find_absent(ep: EpChoice) -> ProviderFinding | None:
@@ -83,10 +89,8 @@ def try_provider(name: str) -> ProviderFinding:
     return ProviderFinding(name, True, runner.name)
 
 
-def _main(name: str) -> None:
-    found = try_provider(name)
-    sys.stdout.write(json.dumps({"usable": found.usable, "reason": found.reason, "advice": found.advice}) + "\n")
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
+def main() -> None:
+    """What the process does; libraries print before its answer, which is the last line."""
+    found = try_provider(sys.argv[1])
+    answer = json.dumps({"usable": found.usable, "reason": found.reason, "advice": found.advice})
+    sys.stdout.write(f"\n{answer}\n")

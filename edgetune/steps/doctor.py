@@ -19,6 +19,8 @@ from edgetune.core.power import Tool, run_tool
 from edgetune.core.preprocess import decoder_version
 from edgetune.core.versions import installed_version, library_versions
 from edgetune.runners.cuda import gpu_identity
+from edgetune.runners.ort_probe import offered_providers, probe_providers
+from edgetune.runners.ort_providers import TENSORRT_EP
 from edgetune.runners.ort_runner import available_providers, ort_version
 from edgetune.runners.trt_library import installed_backends
 
@@ -60,19 +62,23 @@ class DoctorResult:
     versions: dict[str, str]
 
 
-def doctor() -> DoctorResult:
-    """Looks, and imports no framework to do so."""
+def doctor(cache: Path | None = None) -> DoctorResult:
+    """Looks, and imports no framework to do so: providers for GPUs are tried in processes of their own.
+
+    `cache` has engines, None for the user's cache folder.
+    """
     jetson = find_jetson()
     findings = (
         *_machine(),
         *([_jetson(jetson)] if jetson is not None else []),
         _onnxruntime(),
         _gpu(),
+        *_providers(),
         *_tensorrt(jetson),
         *_jobs(),
         _default_weights(),
         _cache(),
-        _engines(),
+        _engines(cache),
     )
     return DoctorResult(findings, library_versions())
 
@@ -157,6 +163,20 @@ def _gpu() -> Finding:
     return Finding("NVIDIA GPU", done.stdout.strip().replace("\n", "; "), gpu is not None, advice)
 
 
+def _providers() -> list[Finding]:
+    """Those that ONNX Runtime offers besides the CPU: to offer one, it need not have a single library of it."""
+    offered = offered_providers()
+    has_gpu = bool(offered) and gpu_identity() is not None
+    findings = []
+    for found in probe_providers(offered):
+        # onnxruntime-gpu offers TensorRT's provider to everybody, with TensorRT or without.
+        is_problem = has_gpu and found.name != TENSORRT_EP
+        ok = True if found.usable else False if is_problem else None
+        value = f"usable: {found.reason}" if found.usable else f"not usable: {found.reason}"
+        findings.append(Finding(f"runner {found.name}", value, ok, found.advice))
+    return findings
+
+
 def _tensorrt(jetson: Jetson | None) -> list[Finding]:
     versions = backend_versions()
     findings = []
@@ -211,8 +231,8 @@ def _cache() -> Finding:
     )
 
 
-def _engines() -> Finding:
-    folder = engine_cache()
+def _engines(cache: Path | None) -> Finding:
+    folder = engine_cache(cache)
     sizes = [file.stat().st_size for file in folder.glob(f"*/{ENGINE_NAME}")] if folder.is_dir() else []
     value = f"{len(sizes)} engine{'' if len(sizes) == 1 else 's'}, {sum(sizes) / 1e6:.1f} MB" if sizes else "none"
     return Finding("engine cache", f"{folder}, {value}", None, "" if sizes else "edgetune build fills it")

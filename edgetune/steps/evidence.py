@@ -1,10 +1,12 @@
 """evidence: one file that tells what a device is, what it was built for, and how fast and how right it computed.
 
-It is made to be sent to somebody else: it names no person and no machine.
+It is made to be sent to somebody else: it names no person, no machine, no image and no class.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgetune.core.anonymous import anonymous, this_identity
-from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, Artifact, Bundle, load_bundle
+from edgetune.core.anonymous import anonymous, names_below, this_identity, without_names
+from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, Bundle, load_bundle
 from edgetune.core.config import to_dict
 from edgetune.core.engine_files import engine_cache, find_engines
 from edgetune.core.engine_record import EngineRecord
-from edgetune.core.errors import DataError, EdgetuneError, OutputExistsError, first_line
+from edgetune.core.errors import DataError, EdgetuneError, OutputExistsError
 from edgetune.core.files import (
     cache_root,
     canonical_json,
@@ -31,16 +33,29 @@ from edgetune.core.files import (
 )
 from edgetune.core.machine import cpu_name, usable_cpus
 from edgetune.core.power import PowerState, read_power_state, slowdowns
+from edgetune.core.preprocess import IMAGE_SUFFIXES
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.versions import library_versions
 from edgetune.runners.cuda import GpuIdentity, gpu_identity
 from edgetune.steps.doctor import Finding, Jetson, backend_versions, doctor, find_jetson
-from edgetune.steps.measured import BENCH, PARITY, measure
+from edgetune.steps.measured import BENCH, PARITY, Subject, measure, note
 
 SCHEMA_VERSION = 1
 KIND = "edgetune-evidence"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """`bundle` is measured, with the engines of `cache` (None: the user's cache folder); `data` has labelled images for
+    parity. `force` replaces evidence that is there.
+    """
+
+    bundle: Path | None = None
+    data: Path | None = None
+    cache: Path | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,22 +104,25 @@ class EvidenceFile:
     content: dict[str, Any]
 
 
+_DEFAULTS = EvidenceOptions()
+
+
 def write_evidence(
-    path: Path, bundle: Path | None = None, data: Path | None = None, *, force: bool = False,
-    progress: Progress = no_progress,
+    path: Path, options: EvidenceOptions = _DEFAULTS, *, progress: Progress = no_progress
 ) -> EvidenceFile:  # fmt: skip
     """Looks at the machine, measures the bundle on it if there is one, and writes all of it as one JSON file.
 
-    `data` has labelled images for parity. A part that fails is recorded with its message, and the others go on.
+    A part that fails is recorded with its message, and the others go on.
 
     Raises:
         OutputExistsError: the file is there and was not to be replaced, or would lie in a bundle.
         EdgetuneError: the file cannot be written.
     """
-    _check_file(path, force=force)
-    bundle, data = (place.absolute() if place is not None else None for place in (bundle, data))
-    content = to_dict(_collect(bundle, data, progress))
-    clean = anonymous(content, this_identity(_folders(bundle, data)))
+    _check_file(path, force=options.force)
+    places = {"bundle": options.bundle, "data": options.data, "cache": options.cache}
+    whole = {name: place.absolute() for name, place in places.items() if place is not None}
+    options = dataclasses.replace(options, **whole)  # type: ignore[arg-type]
+    clean = anonymous(to_dict(_collect(options, progress)), this_identity(_folders(options)))
     digest = sha256_of_bytes(canonical_json(clean))
     text = pretty_json({**clean, "digest": digest})
     write_bytes_atomic(path, text)
@@ -134,38 +152,53 @@ def _is_ours(path: Path) -> bool:
     return isinstance(content, dict) and content.get("kind") == KIND
 
 
-def _folders(bundle: Path | None, data: Path | None) -> dict[Path, str]:
+def _folders(options: EvidenceOptions) -> dict[Path, str]:
     folders = {Path.cwd(): "<here>", cache_root(): "<cache>"}
     if sys.prefix != sys.base_prefix:
         folders[Path(sys.prefix)] = "<environment>"
-    named = {bundle: "<bundle>", data: "<data>"}
+    named = {options.cache: "<engine cache>", options.bundle: "<bundle>", options.data: "<data>"}
     return folders | {place: label for place, label in named.items() if place is not None}
 
 
-class _Parts:
-    """Takes one part after the other; what goes wrong with one is noted, and None stands for it."""
+def _private_names(options: EvidenceOptions) -> set[str]:
+    """Classes, and what lies below the data; of a bundle that does not load, as much as can be had."""
+    names = names_below(options.data) if options.data is not None else set()
+    if options.bundle is None:
+        return names
+    names |= {name for name in names_below(options.bundle) if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    with contextlib.suppress(DataError):
+        manifest = read_json(options.bundle / MANIFEST_NAME)
+        classes = manifest.get("classes") if isinstance(manifest, dict) else None
+        names |= {name for name in classes if isinstance(name, str)} if isinstance(classes, list) else set()
+    return names
 
-    def __init__(self) -> None:
+
+class _Parts:
+    """Takes one part after the other; what goes wrong with one is noted without `names`, and None stands for it."""
+
+    def __init__(self, names: set[str]) -> None:
         self.errors: dict[str, str] = {}
+        self._names = names
 
     def take(self, name: str, work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except EdgetuneError as error:
-            self.errors[name] = error.message
         except Exception as error:  # noqa: BLE001 - on a machine that nobody has seen, a bug is evidence as well
-            self.errors[name] = f"{type(error).__name__}: {first_line(error)}"
+            self.errors[name] = without_names(note(name, error), self._names)
         return None
 
 
-def _collect(path: Path | None, data: Path | None, progress: Progress) -> Evidence:
-    parts = _Parts()
+def _collect(options: EvidenceOptions, progress: Progress) -> Evidence:
+    parts = _Parts(_private_names(options))
     machine = parts.take("machine", _machine)
-    looked = parts.take("findings", doctor)
+    looked = parts.take("findings", lambda: doctor(options.cache))
+    path = options.bundle
     bundle = parts.take("bundle", lambda: load_bundle(path)) if path is not None else None
     before = parts.take("power", read_power_state)
-    timed, judged = _measure(bundle, data, parts, progress) if bundle is not None else (None, None)
+    subject = Subject(path, options.data, options.cache) if path is not None and bundle is not None else None
+    timed, judged = _measure(subject, parts, progress) if subject is not None else (None, None)
     after = parts.take("power", read_power_state)
+    engines = parts.take("engines", lambda: _engines(bundle, options.cache)) if bundle is not None else None
     return Evidence(
         kind=KIND,
         schema_version=SCHEMA_VERSION,
@@ -180,7 +213,7 @@ def _collect(path: Path | None, data: Path | None, progress: Progress) -> Eviden
         bundle=parts.take("bundle", lambda: _describe(bundle)) if bundle is not None else None,
         bench=timed,
         parity=judged,
-        engines=tuple(parts.take("engines", lambda: _engines(bundle)) or ()) if bundle is not None else (),
+        engines=tuple(engines or ()),
         errors=parts.errors,
     )
 
@@ -213,11 +246,9 @@ def _os_name() -> str:
         return platform.system()
 
 
-def _measure(
-    bundle: Bundle, data: Path | None, parts: _Parts, progress: Progress
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    timed = parts.take(BENCH, lambda: measure(BENCH, bundle.path, None, progress))
-    judged = parts.take(PARITY, lambda: measure(PARITY, bundle.path, data, progress))
+def _measure(subject: Subject, parts: _Parts, progress: Progress) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    timed = parts.take(BENCH, lambda: measure(BENCH, subject, progress))
+    judged = parts.take(PARITY, lambda: measure(PARITY, subject, progress))
     if judged is None:
         return timed, {"verdict": NOT_RUN, "artifacts": [], "reasons": [parts.errors[PARITY]]}
     # The names of the user's images are nobody's business; how many could not be read is.
@@ -239,17 +270,16 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _engines(bundle: Bundle) -> list[dict[str, Any]]:
-    artifacts: tuple[Artifact, ...] = bundle.manifest.artifacts
-    cache = engine_cache()
+def _engines(bundle: Bundle, cache: Path | None) -> list[dict[str, Any]]:
     return [
-        _engine(folder.name, record)
-        for artifact in artifacts
-        for folder, record in find_engines(cache, artifact.sha256)
-    ]  # fmt: skip
+        _engine(folder.name, dataclasses.replace(record, artifact=artifact.name))
+        for artifact in bundle.manifest.artifacts
+        for folder, record in find_engines(engine_cache(cache), artifact.sha256)
+    ]
 
 
 def _engine(fingerprint: str, record: EngineRecord) -> dict[str, Any]:
+    """Its artifact is called as in the bundle, even where it was built from a copy of another name."""
     kinds = Counter(layer.kind for layer in record.layers)
     content = to_dict(record)
     content["layers"] = {"count": len(record.layers), "kinds": dict(kinds.most_common())}

@@ -169,13 +169,31 @@ def test_an_environment_sees_the_tensorrt_of_the_system(has_tensorrt: bool, word
     assert (tmp_path / "asked").read_text() == f"-m {words}\n"
 
 
+@pytest.mark.skipif(Path("/etc/nv_tegra_release").exists(), reason="a Jetson's environment always sees outside")
+def test_a_folder_here_that_is_called_tensorrt_is_not_the_systems(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (tmp_path / "tensorrt").mkdir()
+    system_python = f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    find = "import importlib.util; print(importlib.util.find_spec('tensorrt'))"
+    command = [system_python, "-c", find]
+    if subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout != "None\n":
+        pytest.skip("the system has TensorRT")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout != "None\n"
+    done = run_script(tmp_path, "--venv", "bundle/manifest.json/env", "bundle", variables={"PYTHON": system_python})
+    assert (done.returncode, "the environment cannot be made" in done.stderr) == (1, True), done.stderr
+    assert f"+ {system_python} -m venv bundle/manifest.json/env\n" in done.stderr
+
+
 def stand_in_environment(folder: Path, build_code: int) -> None:
     """An environment whose `edgetune` notes what it was asked and whose `python` finds every module."""
     (folder / "env" / "bin").mkdir(parents=True)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     scripts = {
         "python": f'#!/bin/sh\ncase "$*" in *version_info*) echo {version} ;; esac\n',
-        "edgetune": f'#!/bin/sh\necho "$*" >>{folder}/asked\n[ "$1" != build ] || exit {build_code}\n',
+        "edgetune": f'#!/bin/sh\necho "$*" >>{folder}/asked\n'
+        f'{{ printf "<%s>" "$@"; echo; }} >>{folder}/words\n'
+        f'[ "$1" != build ] || exit {build_code}\n',
     }
     for name, text in scripts.items():
         (folder / "env" / "bin" / name).write_text(text)
@@ -212,6 +230,34 @@ def test_with_a_gpu_the_engine_is_proved_and_what_fails_is_told(
         assert asked[3] == "bench bundle --runner cpu --runner engine"
     if len(steps) > 2:
         assert asked[-1] == "doctor --evidence edgetune-evidence.json --bundle bundle --data photos --force"
+
+
+@pytest.mark.skipif(Path("/etc/nv_tegra_release").exists(), reason="the stand-in environment is not a Jetson's")
+@pytest.mark.parametrize("words", [("--engine-cache", "my engines"), ("--engine-cache=my engines",)])
+def test_where_the_engine_goes_every_step_looks_for_it(words: tuple[str, ...], tmp_path: Path) -> None:
+    stand_in_environment(tmp_path, 0)
+    (tmp_path / "photos").mkdir()
+    done = run_script(tmp_path, "--venv", "env", "--data", "photos", "bundle", "--max-batch", "4", *words)
+    assert done.returncode == 0, done.stderr
+    cache = "<--engine-cache><my engines>"
+    assert (tmp_path / "words").read_text().splitlines() == [
+        f"<doctor>{cache}",
+        "<build><bundle><--max-batch><4>" + "".join(f"<{word}>" for word in words),
+        f"<parity><bundle><--runner><engine>{cache}<--data><photos>",
+        f"<bench><bundle><--runner><cpu><--runner><engine>{cache}",
+        f"<doctor><--evidence><edgetune-evidence.json><--bundle><bundle>{cache}<--data><photos><--force>",
+    ]
+
+
+@pytest.mark.skipif(Path("/etc/nv_tegra_release").exists(), reason="the stand-in environment is not a Jetson's")
+def test_a_cache_that_is_called_like_a_backend_is_none(tmp_path: Path) -> None:
+    stand_in_environment(tmp_path, 0)
+    python = tmp_path / "env" / "bin" / "python"
+    python.write_text(f'{python.read_text()}echo "$*" >>{tmp_path}/asked_python\n')
+    done = run_script(tmp_path, "--venv", "env", "bundle", "--backend", "tensorrt-rtx", "--engine-cache", "tensorrt")
+    assert done.returncode == 0, done.stderr
+    (modules,) = [line for line in (tmp_path / "asked_python").read_text().splitlines() if "u.find_spec" in line]
+    assert modules.endswith(" tensorrt_rtx tensorrt_rtx_bindings")
 
 
 def unit_folder(folder: Path, *, gpu: bool) -> Path:

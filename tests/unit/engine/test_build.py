@@ -27,8 +27,12 @@ _RESULT: dict[str, Any] = {
 _READ = "import json, os, signal, sys; request = json.loads(sys.stdin.readline()); "
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(build, "child_command", lambda _: [sys.executable, "-c", code])
+
+
 def _run(monkeypatch: pytest.MonkeyPatch, code: str, timeout_s: float | None = 30.0) -> WorkResult:
-    monkeypatch.setattr(build, "_WORKER", code)
+    stand_in(monkeypatch, code)
     return build.run_build(_REQUEST, timeout_s=timeout_s)
 
 
@@ -56,7 +60,7 @@ def test_the_process_is_told_everything(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_bar_fills_and_is_full_only_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     fractions = "[print(json.dumps({'fraction': done}), flush=True) for done in (0.0, 0.25, 1.0, 1.5)]; "
-    monkeypatch.setattr(build, "_WORKER", f"{_READ}{fractions}print(json.dumps({{'result': {_RESULT!r}}}), flush=True)")
+    stand_in(monkeypatch, f"{_READ}{fractions}print(json.dumps({{'result': {_RESULT!r}}}), flush=True)")
     build.run_build(_REQUEST, timeout_s=30, progress=lambda stage, done, total: seen.append((stage, done, total)))
     assert seen == [("build", done, 1000) for done in (0, 250, 999, 999, 1000)]
 
@@ -107,9 +111,7 @@ def test_an_interrupt_ends_the_process_before_it_is_passed_on(monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", Watched)
-    monkeypatch.setattr(
-        build, "_WORKER", f"{_READ}import time; print('{{\"fraction\": 0.5}}', flush=True); time.sleep(60)"
-    )
+    stand_in(monkeypatch, f"{_READ}import time; print('{{\"fraction\": 0.5}}', flush=True); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
         build.run_build(_REQUEST, timeout_s=30, progress=interrupt)
     assert [process.returncode for process in started] == [-9]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgetune.core.engine_record import TENSORRT, TENSORRT_RTX
+from edgetune.runners import ort_probe
 from edgetune.runners.cuda import GpuIdentity
+from edgetune.runners.ort_probe import ProviderFinding
 from edgetune.steps import doctor as step
 from edgetune.steps.doctor import Finding, Jetson, backend_versions, doctor, find_jetson
 
@@ -107,6 +111,42 @@ def test_a_gpu_that_cuda_does_not_see_is_a_problem(
     assert ("CUDA_VISIBLE_DEVICES" in found.advice) is not ok
 
 
+@pytest.mark.parametrize(("gpu", "cuda_ok"), [(GPU, False), (None, None)])
+def test_providers_for_gpus_are_tried_where_they_are_offered(
+    monkeypatch: pytest.MonkeyPatch, gpu: GpuIdentity | None, cuda_ok: bool | None
+) -> None:
+    found = {
+        "cuda": ProviderFinding("cuda", False, "libcuda.so.1 cannot be loaded", "install the NVIDIA driver"),
+        "tensorrt-ep": ProviderFinding("tensorrt-ep", False, "libnvinfer.so.10 cannot be loaded", "pip install it"),
+        "tensorrt-rtx-ep": ProviderFinding("tensorrt-rtx-ep", True, "onnxruntime TensorRT-RTX"),
+    }
+    monkeypatch.setattr(step, "gpu_identity", lambda: gpu)
+    monkeypatch.setattr(step, "offered_providers", lambda: tuple(found))
+    monkeypatch.setattr(step, "probe_providers", lambda names: tuple(found[name] for name in names))
+    assert [finding for finding in doctor().findings if finding.name.startswith("runner ")] == [
+        Finding("runner cuda", "not usable: libcuda.so.1 cannot be loaded", cuda_ok, "install the NVIDIA driver"),
+        Finding("runner tensorrt-ep", "not usable: libnvinfer.so.10 cannot be loaded", None, "pip install it"),
+        Finding("runner tensorrt-rtx-ep", "usable: onnxruntime TensorRT-RTX", True, ""),
+    ]
+
+
+def test_without_a_provider_for_gpus_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise AssertionError("doctor started a process")
+
+    monkeypatch.setattr(ort_probe, "available_providers", lambda: ("AzureExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(subprocess, "run", no_process)
+    assert [finding for finding in doctor().findings if finding.name.startswith("runner ")] == []
+
+
+def test_a_provider_is_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands in for a GPU: it is the one that starts everywhere."""
+    monkeypatch.setattr(step, "offered_providers", lambda: ("cpu",))
+    assert find("runner cpu") == Finding("runner cpu", "usable: onnxruntime CPU", True, "")
+
+
 def test_the_engines_of_the_cache_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
     assert find("engine cache").value == f"{tmp_path / 'engines'}, none"
@@ -114,3 +154,5 @@ def test_the_engines_of_the_cache_are_counted(monkeypatch: pytest.MonkeyPatch, t
         (tmp_path / "engines" / name).mkdir(parents=True)
         (tmp_path / "engines" / name / "model.engine").write_bytes(bytes(size))
     assert find("engine cache").value == f"{tmp_path / 'engines'}, 2 engines, 2.1 MB"
+    elsewhere = doctor(tmp_path / "elsewhere").findings[-1]
+    assert (elsewhere.name, elsewhere.value) == ("engine cache", f"{tmp_path / 'elsewhere'}, none")

@@ -86,8 +86,8 @@ def _datatype(tensor: Mapping[str, Any]) -> str:
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
-    """`[ONNX Layer: a][ONNX Layer: b]`, with separator characters between them or without."""
-    return tuple(part.rstrip("\x1e\x1f ").removesuffix("]") for part in metadata.split(_NODE_MARK)[1:])
+    """`[ONNX Layer: a][ONNX Layer: b]__gemm_from_conv1x1`, with separator characters between them or without."""
+    return tuple(part.rpartition("]")[0] for part in metadata.split(_NODE_MARK)[1:])
 
 
 def prove(layers: Sequence[EngineLayer], planned: Mapping[str, str], causes: Mapping[str, str]) -> PrecisionProof:

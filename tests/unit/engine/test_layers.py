@@ -31,16 +31,22 @@ _ADD = (
     "TacticName: __myl_Add_0x8579, StreamId: 0, "
     "Metadata: [ONNX Layer: a[0]]\x1e[ONNX Layer: b, c]\x1f\x1e[ONNX Layer: d]"
 )
-_DUMP = f"Layers:\n{_SHAPE}\n{_CONV}\n{_ADD}\na line of another kind\n"
+_PRODUCT = (
+    f"Name: __myl_FcAdd, LayerType: runtime_fusion, Inputs: [ {_FLOAT}], Constants: [], Outputs: [ {_FLOAT}], "
+    "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: node_Conv_863]__gemm_from_conv1x1"
+)
+_DUMP = f"Layers:\n{_SHAPE}\n{_CONV}\n{_ADD}\n{_PRODUCT}\na line of another kind\n"
 
 
 def test_a_dump_gives_each_kernel_its_types_and_nodes() -> None:
-    shape, conv, add = layers_from_dump(_DUMP)
+    shape, conv, add, product = layers_from_dump(_DUMP)
     assert shape == EngineLayer("__mye1_0_myl0_0", "shape_call", (), (), ())
     assert conv == EngineLayer(
         "node_Conv_869_myl0_3", "correlation", ("Int8",), ("Float",), ("node_Conv_869", "div_DequantizeLinear")
     )
     assert add == EngineLayer("__myl_Add", "kgen", ("Float", "Int8"), ("Int8", "Float"), ("a[0]", "b, c", "d"))
+    assert product.nodes == ("node_Conv_863",)
+    assert prove([product], {"node_Conv_863": "fp32"}, {}).seen["fp32"] == 1
 
 
 # The shape of TensorRT 10's own dump, which has no constants: it is asked through the inspector instead.

@@ -40,7 +40,7 @@ OBJECTS = {
     "ComputeCapability": "CURRENT SM75 SM80 SM86 SM89 SM120 SM121",
 }
 # Attributes of the code's own objects that some class of the library has, too.
-OWN = {"append", "itemsize", "start"}
+OWN = {"append", "itemsize", "message", "start"}
 
 
 @dataclass

@@ -219,7 +219,7 @@ def test_options_that_do_not_fit_the_model(words: list[str], says: str, exit_cod
         (["--targets", "sm86", "--timing-cache", "x"], "--timing-cache means nothing to tensorrt-rtx", 2),
         (["--targets", "sm86", "--optimization-level", "5"], "--optimization-level means nothing to", 2),
         (["--targets", "sm86", "--hardware-compatible", "ampere-plus"], "--hardware-compatible means nothing to", 2),
-        (["--targets", "sm86", "--timeout", "0.001"], "the build did not end within 0.001 s and was stopped.", 1),
+        (["--targets", "sm86", "--timeout", "0.001"], "the build did not end within 0.1 s and was stopped.", 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.core.engine_record import TENSORRT_RTX
+from edgetune.runners.trt_library import installed_backends
 from tests.serving import running_server
 
 pytestmark = pytest.mark.e2e
@@ -19,9 +21,17 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
 
 
-def _commands_that_run() -> list[str]:
-    blocks = re.findall(r"<!-- runs as a test -->\n```console\n(.*?)```", README, flags=re.DOTALL)
+def _commands_that_run(where: str = "") -> list[str]:
+    blocks = re.findall(rf"<!-- runs as a test{where} -->\n```console\n(.*?)```", README, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def _run(line: str, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        shlex.split(line), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
@@ -30,25 +40,26 @@ def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
     shutil.copy(next((photos / "7").iterdir()), tmp_path / "photo.jpg")
     commands = _commands_that_run()
     assert len(commands) == 8
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     served = [words for words in map(shlex.split, commands) if words[:2] == ["edgetune", "serve"]]
     assert served == [["edgetune", "serve", "bundles/first"]]
     for line in commands[:5]:
-        done = subprocess.run(
-            shlex.split(line),
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        _run(line, tmp_path)
     with running_server(tmp_path / "bundles" / "first") as address:
         for line in commands[6:]:
             call = line.replace("http://127.0.0.1:8000", address)
             answer = subprocess.run(shlex.split(call), cwd=tmp_path, capture_output=True, text=True, check=True)
             assert "error" not in answer.stdout
             assert "first" in answer.stdout
+
+
+@pytest.mark.skipif(
+    TENSORRT_RTX not in installed_backends(),
+    reason="TensorRT-RTX is not installed; pip install 'edgetune[tensorrt-rtx]'",
+)
+def test_engines_are_built_as_written(small_bundle: Path, tmp_path: Path) -> None:
+    (line,) = _commands_that_run(" where TensorRT-RTX is installed")
+    shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
+    _run(line, tmp_path)
 
 
 def test_every_command_is_in_the_table() -> None:

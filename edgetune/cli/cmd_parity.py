@@ -11,7 +11,7 @@ from edgetune.cli.options import FOLDER, RUNNERS, Share, engine_cache_option, fo
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.bundle import PASS
 from edgetune.parity.gates import DEFAULT_MAX_DROP
-from edgetune.parity.report import COLUMNS, ParityReport, report_rows
+from edgetune.parity.report import COLUMNS, ParityReport, remarks, report_rows, titles
 
 
 @click.command("parity")
@@ -58,13 +58,13 @@ def command(
 def gate_errors(report: ParityReport) -> list[dict[str, str]]:
     """One entry for each artifact that did not pass, with the stable code `gate`."""
     return [
-        {"code": "gate", "message": f"{entry.artifact}: {entry.verdict}: {'; '.join(entry.reasons)}", "hint": ""}
-        for entry in report.artifacts
+        {"code": "gate", "message": f"{title}: {entry.verdict}: {'; '.join(entry.reasons)}", "hint": ""}
+        for title, entry in zip(titles(report), report.artifacts, strict=True)
         if entry.verdict != PASS
     ]
 
 
 def parity_lines(report: ParityReport) -> list[str]:
     """The report as a table with its remarks, closed by the verdict."""
-    remarks = [f"{entry.artifact}: {reason}" for entry in report.artifacts for reason in entry.reasons]
-    return [*table(COLUMNS, report_rows(report)), *([""] if remarks else []), *remarks, f"parity: {report.verdict}"]
+    lines = [f"{title}: {reason}" for title, reason in remarks(report)]
+    return [*table(COLUMNS, report_rows(report)), *([""] if lines else []), *lines, f"parity: {report.verdict}"]

@@ -97,10 +97,19 @@ def report_json(report: ParityReport) -> bytes:
 COLUMNS = ("artifact", "verdict", "images", "max abs diff", "SQNR dB", "agreement", "accuracy", "PyTorch accuracy")
 
 
+def titles(report: ParityReport) -> list[str]:
+    """The artifact of each entry, with what ran it where several things did."""
+    names = [entry.artifact for entry in report.artifacts]
+    return [
+        entry.artifact if names.count(entry.artifact) == 1 else f"{entry.artifact} on {entry.runner}"
+        for entry in report.artifacts
+    ]
+
+
 def report_rows(report: ParityReport) -> list[tuple[str, ...]]:
     return [
         (
-            entry.artifact,
+            title,
             entry.verdict,
             str(entry.images),
             "-" if entry.max_abs_diff is None else f"{entry.max_abs_diff:.3g}",
@@ -109,13 +118,19 @@ def report_rows(report: ParityReport) -> list[tuple[str, ...]]:
             _percent(entry.candidate_accuracy),
             _percent(entry.reference_accuracy),
         )
-        for entry in report.artifacts
+        for title, entry in zip(titles(report), report.artifacts, strict=True)
     ]
+
+
+def remarks(report: ParityReport) -> list[tuple[str, str]]:
+    """Each entry's title with each of its reasons."""
+    entries = zip(titles(report), report.artifacts, strict=True)
+    return [(title, reason) for title, entry in entries for reason in entry.reasons]
 
 
 def report_html(report: ParityReport) -> bytes:
     lead = f"Every artifact against the PyTorch model, from file bytes to logits, on {report.data}. {report.created}"
-    reasons = [(entry.artifact, reason) for entry in report.artifacts for reason in entry.reasons]
+    reasons = remarks(report)
     compared = [(entry.artifact, entry.runner, entry.reference) for entry in report.artifacts]
     body = [html.table(COLUMNS, report_rows(report))]
     if reasons:

@@ -18,6 +18,7 @@ from edgetune.parity.report import (
     entry_from_comparison,
     entry_not_run,
     incomplete,
+    remarks,
     report_html,
     report_json,
     report_rows,
@@ -135,6 +136,15 @@ def test_a_row_of_the_table_is_readable(entry: ParityEntry, expected: tuple[str,
     (row,) = report_rows(_report(entry))
     assert row == ("model.int8.onnx", *expected)
     assert len(row) == len(COLUMNS)
+
+
+def test_an_artifact_that_several_things_ran_is_told_apart() -> None:
+    on_gpu = dataclasses.replace(_entry(FAIL), runner="tensorrt")
+    other = dataclasses.replace(_entry(), artifact="model.onnx")
+    report = _report(_entry(), other, on_gpu)
+    expected = ["model.int8.onnx on onnxruntime CPU", "model.onnx", "model.int8.onnx on tensorrt"]
+    assert [row[0] for row in report_rows(report)] == expected
+    assert remarks(report) == [(title, "too few <images>") for title in expected]
 
 
 def test_the_page_tells_the_verdict_the_remarks_and_what_was_skipped() -> None:

@@ -307,6 +307,8 @@ MODES: dict[str, tuple[str, Callable[[], bytes], list[tuple[int, int, int]]]] = 
 def test_every_mode_becomes_the_rgb_worked_out_by_hand(name: str) -> None:
     mode, make, expected = MODES[name]
     data = make()
+    if name == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow 12, the newest for Python 3.10, cannot read the YCbCr TIFF that it writes")
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode == mode
     np.testing.assert_array_equal(_decoded(data)[0], np.array(expected, dtype=np.uint8))

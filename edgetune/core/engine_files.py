@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from edgetune.core.config import from_dict, to_dict
 from edgetune.core.engine_record import (
@@ -42,7 +43,10 @@ def engine_cache(chosen: Path | None = None) -> Path:
 
 def sidecar_bytes(record: EngineRecord) -> bytes:
     """The sidecar's content, closed by a digest of itself."""
-    content = to_dict(record)
+    return _with_digest(to_dict(record))
+
+
+def _with_digest(content: dict[str, Any]) -> bytes:
     return pretty_json({**content, "digest": sha256_of_bytes(canonical_json(content))})
 
 
@@ -59,9 +63,9 @@ def read_sidecar(folder: Path) -> EngineRecord:
             message = f"{path} has schema version {version!r}, this edgetune reads {SIDECAR_SCHEMA_VERSION}."
             raise EngineError(message, hint=_REBUILD)
         content.pop("digest", None)
-        record = from_dict(EngineRecord, content, str(path))
-        if sidecar_bytes(record) != text:
+        if _with_digest(content) != text:
             raise EngineError(f"{path} was changed after it was written: its digest does not match.", hint=_REBUILD)
+        record = from_dict(EngineRecord, content, str(path))
     except FileNotFoundError as error:
         raise EngineError(f"the engine's sidecar {path} does not exist.", hint=_REBUILD) from error
     except (OSError, ConfigError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgetune.core import engine_files
+from edgetune.core.config import to_dict
 from edgetune.core.engine_files import (
     ENGINE_NAME,
     SIDECAR_NAME,
@@ -32,6 +33,7 @@ from edgetune.core.engine_record import (
     PrecisionProof,
 )
 from edgetune.core.errors import EngineError, EngineMismatchError
+from edgetune.core.files import canonical_json, pretty_json, sha256_of_bytes
 from tests.unit.core.engine_records import (
     ENGINE,
     HOST,
@@ -91,8 +93,8 @@ def _without_digest(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_without, r"lacks \['sha256'\]"),
-        (_with_more, r"unknown keys \['speed'\]"),
+        (_without, "its digest does not match"),
+        (_with_more, "its digest does not match"),
         (_of_next_year, "schema version 2, this edgetune reads 1"),
         (_of_no_schema, "schema version None, this edgetune reads 1"),
         (_faster, "changed after it was written: its digest does not match"),
@@ -104,6 +106,20 @@ def test_a_sidecar_that_was_edited_says_how(change: Any, words: str, tmp_path: P
     content = json.loads(path.read_bytes())
     change(content)
     path.write_bytes(json.dumps(content, indent=2).encode() + b"\n")
+    with pytest.raises(EngineError, match=words):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(_without, r"lacks \['sha256'\]"), (_with_more, r"unknown keys \['speed'\]")]
+)
+def test_a_sidecar_of_other_keys_names_them(change: Any, words: str, tmp_path: Path) -> None:
+    """Whole and closed by its own digest, as another edgetune may have written it."""
+    content = to_dict(engine_record())
+    change(content)
+    write_engine(tmp_path)
+    text = pretty_json({**content, "digest": sha256_of_bytes(canonical_json(content))})
+    (tmp_path / SIDECAR_NAME).write_bytes(text)
     with pytest.raises(EngineError, match=words):
         read_sidecar(tmp_path)
 
@@ -322,3 +338,12 @@ def test_the_cache_is_the_users_unless_one_is_chosen(tmp_path: Path, monkeypatch
 
 def test_the_rtx_backend_has_the_name_that_users_type() -> None:
     assert RTX_ANYWHERE.backend == TENSORRT_RTX == "tensorrt-rtx"
+
+
+def test_a_sidecar_from_before_a_field_with_a_default_is_still_read(tmp_path: Path) -> None:
+    content = to_dict(engine_record())
+    del content["parity"]
+    write_engine(tmp_path)
+    text = pretty_json({**content, "digest": sha256_of_bytes(canonical_json(content))})
+    (tmp_path / SIDECAR_NAME).write_bytes(text)
+    assert read_sidecar(tmp_path) == engine_record()

@@ -185,9 +185,16 @@ def find_engines(cache: Path, onnx_sha256: str) -> list[tuple[Path, EngineRecord
     return sorted(found, key=lambda item: item[1].created, reverse=True)
 
 
-def record_parity(folder: Path, parity: EngineParity) -> EngineRecord:
-    """Writes the engine's own verdict into its sidecar. Raises `EngineError` when that cannot be read or written."""
-    record = dataclasses.replace(read_sidecar(folder), parity=parity)
+def record_parity(folder: Path, parity: EngineParity, measured_sha256: str) -> EngineRecord:
+    """Writes the engine's own verdict into its sidecar.
+
+    Raises:
+        EngineError: that cannot be read or written, or another engine than the measured one is there by now.
+    """
+    record = read_sidecar(folder)
+    if record.sha256 != measured_sha256:
+        raise EngineError(f"the engine in {folder} was replaced while it was judged.", hint="run parity again")
+    record = dataclasses.replace(record, parity=parity)
     try:
         write_bytes_atomic(folder / SIDECAR_NAME, sidecar_bytes(record))
     except OSError as error:

@@ -17,12 +17,12 @@ from edgetune.core.child import child_command, how_it_ended, last_words
 from edgetune.core.config import from_dict, to_dict
 from edgetune.core.errors import EngineError
 from edgetune.core.progress import Progress, no_progress
+from edgetune.engine.backend import MEMORY_HINT
 from edgetune.engine.protocol import WorkRequest, WorkResult
 
 _WORKER = "edgetune.engine.worker"
 _BAR_STEPS = 1000
 _POLL_S = 0.1
-_MEMORY_HINT = "give less --workspace or a smaller --max-batch; on a Jetson, add swap"
 
 
 def run_build(request: WorkRequest, *, timeout_s: float | None, progress: Progress = no_progress) -> WorkResult:
@@ -110,7 +110,7 @@ def _death(code: int, words: str) -> EngineError:
     """The error for a process that ended without an answer: by a signal, or before it could say why."""
     said = f" Its last words: {words}" if words else ""
     if code == -signal.SIGKILL:
-        return EngineError(f"the building process {how_it_ended(code)}.{said}", hint=_MEMORY_HINT)
+        return EngineError(f"the building process {how_it_ended(code)}.{said}", hint=MEMORY_HINT)
     if code < 0:
         return EngineError(
             f"the building process {how_it_ended(code)} inside the backend's library.{said}",

@@ -114,7 +114,3 @@ def _content(request: WorkRequest) -> bytes | None:
     if sha256_of_bytes(content) != request.onnx_sha256:
         raise EngineError(f"{request.onnx_path} changed while the build began.", hint="build again")
     return content
-
-
-if __name__ == "__main__":
-    main()

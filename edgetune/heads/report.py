@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgetune.core import html
+from edgetune.core.figures import new_figure, png
 from edgetune.core.run import Run
 from edgetune.heads.evaluate import Metrics
 from edgetune.heads.linear import PathPoint
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _MAX_TICKS = 30
 _MAX_NAME = 28
@@ -35,7 +35,7 @@ def confusion_png(metrics: Metrics) -> bytes:
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
     for true, called, images in metrics.confusion:
         counts[true, called] = images
-    figure = _new_figure(min(12.0, 3.5 + 0.4 * len(names)), min(11.0, 3.0 + 0.4 * len(names)))
+    figure = new_figure(min(12.0, 3.5 + 0.4 * len(names)), min(11.0, 3.0 + 0.4 * len(names)))
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -49,11 +49,11 @@ def confusion_png(metrics: Metrics) -> bytes:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class")
     axes.set_title(f"validation: {metrics.top1_accuracy:.2%} of {metrics.images} images")
-    return _png(figure)
+    return png(figure)
 
 
 def path_png(path: tuple[PathPoint, ...], chosen: float) -> bytes:
-    figure = _new_figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     loss_axes = figure.subplots()
     accuracy_axes = loss_axes.twinx()
     l2 = [point.l2 for point in path]
@@ -66,7 +66,7 @@ def path_png(path: tuple[PathPoint, ...], chosen: float) -> bytes:
     accuracy_axes.set_ylabel("top-1 accuracy")
     loss_axes.set_title("cross-validation inside the training set")
     loss_axes.legend(handles=lines, loc="center left")
-    return _png(figure)
+    return png(figure)
 
 
 def report_html(run: Run, metrics: Metrics, pictures: dict[str, bytes]) -> bytes:
@@ -99,20 +99,3 @@ def _proof_sentence(run: Run) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's font lacks come out as boxes
-        figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgetune.core.figures import new_figure, png
 from edgetune.quantize.budget import Trial
 from edgetune.quantize.calibrate import LayerRecord, RangeRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _WIDTH = 9.0
 _LABELLED = 5
@@ -30,7 +28,7 @@ def sqnr_png(layers: Sequence[LayerRecord]) -> bytes | None:
     known = [value for value in outputs + weights if math.isfinite(value)]
     if not known:
         return None
-    figure = _new_figure(3.9)
+    figure = new_figure(_WIDTH, 3.9)
     axes = figure.subplots()
     size = max(1.5, 5.0 - len(layers) / 60)
     numbers = range(1, len(layers) + 1)
@@ -43,11 +41,11 @@ def sqnr_png(layers: Sequence[LayerRecord]) -> bytes | None:
     axes.set_xlabel("layer number, in graph order")
     axes.set_ylabel("SQNR, dB (higher is better)")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def ranges_png(ranges: Sequence[RangeRecord]) -> bytes | None:
-    figure = _new_figure(3.6)
+    figure = new_figure(_WIDTH, 3.6)
     axes = figure.subplots()
     axes.use_sticky_edges = False
     reaches = []
@@ -68,14 +66,14 @@ def ranges_png(ranges: Sequence[RangeRecord]) -> bytes | None:
     axes.set_xlabel("tensor number, in graph order")
     axes.set_ylabel("value")
     figure.legend(loc="outside upper right", ncols=len(_COLOURS) + 1, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def trials_png(trials: Sequence[Trial]) -> bytes | None:
     """None for a single trial: that is no search."""
     if len(trials) < 2:
         return None
-    figure = _new_figure(3.2)
+    figure = new_figure(_WIDTH, 3.2)
     axes = figure.subplots()
     tried = sorted(trials, key=lambda trial: trial.kept_float)
     axes.plot([trial.kept_float for trial in tried], [100.0 * trial.drop for trial in tried], "o-", color="tab:blue")
@@ -84,7 +82,7 @@ def trials_png(trials: Sequence[Trial]) -> bytes | None:
     axes.margins(y=0.12)
     axes.set_xlabel("layers that the search kept in float")
     axes.set_ylabel("accuracy lost, % of images")
-    return _png(figure)
+    return png(figure)
 
 
 def _label_worst(axes: Axes, layers: Sequence[LayerRecord], outputs: Sequence[float]) -> None:
@@ -125,20 +123,3 @@ def _short(name: str) -> str:
 
 def _or_nan(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) else math.nan
-
-
-def _new_figure(height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's font lacks come out as boxes
-        figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()

@@ -13,7 +13,6 @@ from edgetune.graph.onnx_file import OnnxFile, read_onnx_file
 from edgetune.graph.precision import FP16, FP32, INT8, input_shapes, model_precision
 
 AUTO = "auto"
-PRECISIONS = (AUTO, FP32, FP16, INT8)
 
 _DEFAULT_MAX_BATCH = 8
 

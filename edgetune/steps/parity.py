@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.util
 import math
 import platform
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edgetune.core.bundle import MANIFEST_NAME, Artifact, Bundle, load_bundle
+from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, Artifact, Bundle, load_bundle
 from edgetune.core.engine_files import read_sidecar, record_parity
-from edgetune.core.engine_record import EngineParity
-from edgetune.core.errors import DataError, OutputExistsError, WeightsError
+from edgetune.core.engine_record import EngineParity, EngineRecord
+from edgetune.core.errors import DataError, EngineError, OutputExistsError, WeightsError
 from edgetune.core.files import sha256_of_file, write_bytes_atomic
 from edgetune.core.machine import cpu_name
 from edgetune.core.preprocess import PreprocessSpec
@@ -81,13 +82,17 @@ def parity(
     candidates, unjudged = _candidates(bundle, choices, options.runner)
     runners = candidates if live is None else {REFERENCE_KEY: live, **candidates}
     may_fail = {name for name, choice in choices.items() if choice.runner != CPU and options.runner.kind == AUTO}
+    seals = {name: read_sidecar(choice.engine) for name, choice in choices.items() if choice.engine is not None}
     table, names, problems = _collect(files, bundle.manifest.preprocess, runners, may_fail, progress)
     unjudged |= problems
     names.setdefault(REFERENCE_KEY, stored.name if stored is not None else "")
     judged = {name: choice for name, choice in choices.items() if name not in unjudged}
     artifacts = {name: choice.artifact for name, choice in judged.items()}
-    entries = judge_table(table, names, artifacts, options.max_drop, stored)
-    _tell_engines(judged.values(), entries)
+    judgements = judge_table(table, names, artifacts, options.max_drop, stored)
+    entries = tuple(
+        _told(judged[name], entry, seals[name]) if name in seals else entry
+        for name, entry in zip(judged, judgements, strict=True)
+    )
     entries += tuple(
         entry_not_run(choices[name].artifact.name, choices[name].runner, names[REFERENCE_KEY], reason)
         for name, reason in unjudged.items()
@@ -173,15 +178,22 @@ def judge_table(
     return tuple(entries)
 
 
-def _tell_engines(choices: Iterable[Choice], entries: Iterable[ParityEntry]) -> None:
-    """Writes an engine's verdict beside the engine: it is the engine's own, whatever the artifact's was."""
+def _told(choice: Choice, entry: ParityEntry, measured: EngineRecord) -> ParityEntry:
+    """The entry, after its verdict was written beside the engine: it is the engine's own, whatever the artifact's was.
+
+    What was not judged takes no earlier verdict away; a verdict that cannot be written is a remark and loses nothing.
+    """
+    if entry.verdict == NOT_RUN or choice.engine is None:
+        return entry
+    sqnr_db = entry.sqnr_db if entry.sqnr_db is not None and math.isfinite(entry.sqnr_db) else None
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    for choice, entry in zip(choices, entries, strict=True):
-        if choice.engine is not None:
-            sqnr_db = entry.sqnr_db if entry.sqnr_db is not None and math.isfinite(entry.sqnr_db) else None
-            host = this_host(read_sidecar(choice.engine).key.host.backend)
-            parity = EngineParity(host, entry.verdict, entry.images, entry.top1_agreement, sqnr_db, created)
-            record_parity(choice.engine, parity)
+    host = this_host(measured.key.host.backend)
+    parity = EngineParity(host, entry.verdict, entry.images, entry.top1_agreement, sqnr_db, created)
+    try:
+        record_parity(choice.engine, parity, measured.sha256)
+    except EngineError as error:
+        return dataclasses.replace(entry, reasons=(*entry.reasons, error.message))
+    return entry
 
 
 def make_report(

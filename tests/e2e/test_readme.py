@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.core.bundle import load_bundle
+from edgetune.core.engine_files import check_engine, engine_cache, find_engines
 from edgetune.core.engine_record import TENSORRT_RTX
 from edgetune.runners.trt_library import installed_backends
 from tests.serving import running_server
@@ -56,10 +58,17 @@ def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
     TENSORRT_RTX not in installed_backends(),
     reason="TensorRT-RTX is not installed; pip install 'edgetune[tensorrt-rtx]'",
 )
-def test_engines_are_built_as_written(small_bundle: Path, tmp_path: Path) -> None:
+def test_engines_are_built_as_written(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = _commands_that_run(" where TensorRT-RTX is installed")
     shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
+    artifact = load_bundle(small_bundle).artifact("model.int8.tensorrt.onnx")
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
     _run(line, tmp_path)
+    ((folder, record),) = find_engines(engine_cache(), artifact.sha256)
+    assert check_engine(folder) == record
+    assert record.key.options.targets == ("sm86", "sm89", "sm120")
+    assert record.proof.holds
+    assert record.proof.seen == {"int8": 49, "fp16": 0, "fp32": 0}
 
 
 def test_every_command_is_in_the_table() -> None:

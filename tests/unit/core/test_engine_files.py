@@ -308,10 +308,12 @@ def test_a_half_written_engine_is_not_found(tmp_path: Path) -> None:
 
 def test_the_engines_own_verdict_is_kept_in_its_sidecar(tmp_path: Path) -> None:
     write_engine(tmp_path)
-    assert record_parity(tmp_path, PARITY) == dataclasses.replace(engine_record(), parity=PARITY)
+    assert record_parity(tmp_path, PARITY, engine_record().sha256) == dataclasses.replace(
+        engine_record(), parity=PARITY
+    )
     assert load_engine(tmp_path, HOST) == (dataclasses.replace(engine_record(), parity=PARITY), ENGINE)
     again = dataclasses.replace(PARITY, verdict="FAIL", sqnr_db=3.5, top1_agreement=0.25)
-    record_parity(tmp_path, again)
+    record_parity(tmp_path, again, engine_record().sha256)
     assert read_sidecar(tmp_path).parity == again
     assert sorted(path.name for path in tmp_path.iterdir()) == [SIDECAR_NAME, ENGINE_NAME]
 
@@ -321,7 +323,7 @@ def test_no_verdict_is_written_into_a_damaged_sidecar(tmp_path: Path) -> None:
     damaged = path.read_bytes().replace(b"PASS", b"pass").replace(b"2.0", b"3.0")
     path.write_bytes(damaged)
     with pytest.raises(EngineError, match="digest does not match"):
-        record_parity(tmp_path, PARITY)
+        record_parity(tmp_path, PARITY, engine_record().sha256)
     assert path.read_bytes() == damaged
 
 
@@ -347,3 +349,11 @@ def test_a_sidecar_from_before_a_field_with_a_default_is_still_read(tmp_path: Pa
     text = pretty_json({**content, "digest": sha256_of_bytes(canonical_json(content))})
     (tmp_path / SIDECAR_NAME).write_bytes(text)
     assert read_sidecar(tmp_path) == engine_record()
+
+
+def test_no_verdict_is_given_to_an_engine_that_was_not_measured(tmp_path: Path) -> None:
+    write_engine(tmp_path)
+    before = (tmp_path / SIDECAR_NAME).read_bytes()
+    with pytest.raises(EngineError, match="was replaced while it was judged"):
+        record_parity(tmp_path, PARITY, "0" * 64)
+    assert (tmp_path / SIDECAR_NAME).read_bytes() == before

@@ -64,12 +64,16 @@ if TYPE_CHECKING:
     "--search-seconds", "search_s", type=click.FloatRange(0.0), default=300.0, show_default=True,
     help="How long to look for layers to keep in float, per target.",
 )  # fmt: skip
+@click.option(
+    "--keep-float", "kept_float", multiple=True, metavar="LAYER",
+    help="Keep this layer out of INT8 and float16; may be given several times.",
+)  # fmt: skip
 @force_option
 @json_option
 def command(
     run: Path, out: Path, int8: bool, fp16: bool, targets: tuple[str, ...], data: Path | None,
     calibration_images: int, recipe: Path | None, refit_head: bool, rounding: bool, per_tensor: bool, max_drop: float,
-    search_s: float, force: bool, as_json: bool,
+    search_s: float, kept_float: tuple[str, ...], force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the bundle of RUN: ONNX, INT8 and float16 models, the proof of each, and all that a device needs.
 
@@ -85,8 +89,9 @@ def command(
 
     weights = WeightOptions(rounding=rounding, per_channel=not per_tensor)
     options = ExportOptions(
-        int8, targets, data, calibration_images, recipe, refit_head, weights, max_drop, search_s, force, fp16
-    )
+        int8, targets, data, calibration_images, recipe, refit_head, weights, max_drop, search_s, force, fp16,
+        kept_float,
+    )  # fmt: skip
     result = export(run, out, options, progress=progress_bars())
     show(_outcome(result), as_json=as_json)
 

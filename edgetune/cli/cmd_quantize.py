@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 @click.option("--mean", type=float, nargs=3, help="Mean of R, G and B, of pixels in 0..1.")
 @click.option("--std", type=float, nargs=3, help="Deviation of R, G and B, of pixels in 0..1.")
 @click.option("--resize", type=click.IntRange(1), help="Short side in px before the crop; the input's size by default.")
+@click.option(
+    "--keep-float", "kept_float", multiple=True, metavar="LAYER",
+    help="Do not quantize this layer; may be given several times.",
+)  # fmt: skip
 @force_option
 @json_option
 def command(
     model: Path, images: Path, out: Path, target: str, calibration_images: int, rounding: bool,
     mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None, resize: int | None,
-    force: bool, as_json: bool,
+    kept_float: tuple[str, ...], force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL, a float32 ONNX image classifier made by any tool, to INT8.
 
@@ -52,7 +56,7 @@ def command(
 
     options = QuantizeOptions(
         target=target, calibration_images=calibration_images, rounding=rounding, mean=mean or None, std=std or None,
-        resize=resize, force=force,
+        resize=resize, force=force, kept_float=kept_float,
     )  # fmt: skip
     result = quantize_file(model, images, out, options, progress=progress_bars())
     show(_outcome(result), as_json=as_json)

@@ -111,7 +111,7 @@ class SelfTestError(EdgetuneError):
 
 
 class AddressError(EdgetuneError):
-    """The server's address cannot be bound."""
+    """A server's address cannot be bound, or nothing answers there."""
 
     code = "address"
 

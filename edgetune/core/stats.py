@@ -6,6 +6,7 @@ import math
 
 _Z_95_TWO_SIDED = 1.959963984540054
 _Z_95_ONE_SIDED = 1.6448536269514722
+_Z_80 = 0.8416212335729143
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
@@ -24,10 +25,16 @@ def paired_drop_upper_bound(worse: int, better: int, count: int) -> float:
     `worse` images only the reference got right, `better` only the candidate. Adjusted Wald interval for
     matched pairs (Agresti and Min 2005): half an observation is added to each cell of the 2x2 table.
     """
+    drop, deviation = _adjusted_drop(worse, better, count)
+    return drop + _Z_95_ONE_SIDED * deviation
+
+
+def _adjusted_drop(worse: int, better: int, count: int) -> tuple[float, float]:
+    """The drop with half an observation more in each cell, and its standard deviation."""
     total = count + 2
     drop = (worse - better) / total
     variance = ((worse + better + 1) - (worse - better) ** 2 / total) / total**2
-    return drop + _Z_95_ONE_SIDED * math.sqrt(variance)
+    return drop, math.sqrt(variance)
 
 
 def images_to_certify(budget: float, discordant_share: float) -> int:
@@ -45,3 +52,41 @@ def images_to_certify(budget: float, discordant_share: float) -> int:
         else:
             low = count + 1
     return low
+
+
+def paired_drop_interval(worse: int, better: int, count: int) -> tuple[float, float]:
+    """The two-sided 95 % interval of the same drop, by the same method as `paired_drop_upper_bound`."""
+    drop, deviation = _adjusted_drop(worse, better, count)
+    return drop - _Z_95_TWO_SIDED * deviation, drop + _Z_95_TWO_SIDED * deviation
+
+
+def drop_is_over(budget: float, worse: int, better: int, *, tests: int = 1) -> bool:
+    """Whether chance alone hardly explains that `worse` images were lost and `better` won, given a budget in images.
+
+    The sign test (McNemar's, exact) at 5 %, shared among `tests` questions (Bonferroni): had the discordant images been
+    as likely won as lost, apart from `budget` losses that are allowed, so many losses would be too rare.
+    """
+    lost = worse - math.floor(budget + 1e-9)
+    discordant = lost + better
+    if lost <= better:
+        return False
+    tail = sum(math.comb(discordant, wins) for wins in range(better + 1)) / 2**discordant
+    return bool(tail <= 0.05 / tests)
+
+
+def detectable_drop(discordant_share: float, count: int) -> float:
+    """The smallest drop that `count` images show with 80 % power in a two-sided 5 % test of paired accuracies.
+
+    Connor 1987, equation for McNemar's test solved for the difference; `discordant_share` is the share of images on
+    which exactly one of the models is right, which no drop can exceed.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        drop = (low + high) / 2
+        share = max(discordant_share, drop)
+        power_z = drop * math.sqrt(count) - _Z_95_TWO_SIDED * math.sqrt(share)
+        if power_z >= _Z_80 * math.sqrt(max(share - drop * drop, 0.0)):
+            high = drop
+        else:
+            low = drop
+    return high

@@ -5,7 +5,7 @@ TensorRT 11 and TensorRT-RTX have no switch for it: an engine computes in the ty
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgetune.core.errors import ModelError
 from edgetune.graph.compose import check_model
 from edgetune.graph.float_view import TYPE_BLIND, FloatView
 from edgetune.graph.fp16_guards import reason_for_float
+from edgetune.graph.layer_names import KEPT_ON_REQUEST, check_layer_names
 
 # Inputs that the operator wants in float32 whatever it computes in.
 _ALWAYS_FLOAT = {"Resize": (1, 2)}
@@ -31,16 +32,25 @@ class Fp16Model:
     kept_float: dict[str, str]
 
 
-def cast_to_fp16(model: onnx.ModelProto, ranges: Mapping[str, float]) -> Fp16Model:
+def cast_to_fp16(
+    model: onnx.ModelProto, ranges: Mapping[str, float], kept_float: Collection[str] = ()
+) -> Fp16Model:  # fmt: skip
     """Returns a copy that computes in float16 from its first product on; inputs and outputs keep their types.
 
-    `ranges` has the largest magnitude of each tensor, as `largest_values` observes it. Normalisation stays float32.
+    `ranges` has the largest magnitude of each tensor, as `largest_values` observes it. Normalisation stays float32,
+    and so do the nodes named in `kept_float`.
 
     Raises:
         ModelError: the model is not plain float32.
+        UsageError: `kept_float` names a node that there is not, or that never computes in float16.
     """
     view = FloatView(model)
-    reasons = {node.name: reason_for_float(view, node, ranges) for node in view.candidates()}
+    candidates = view.candidates()
+    check_layer_names(kept_float, [node.name for node in candidates])
+    reasons = {
+        node.name: KEPT_ON_REQUEST if node.name in kept_float else reason_for_float(view, node, ranges)
+        for node in candidates
+    }
     half = tuple(name for name, reason in reasons.items() if reason is None)
     kept = {name: reason for name, reason in reasons.items() if reason is not None}
     return Fp16Model(_Caster(view, frozenset(half)).cast(model), half, kept)

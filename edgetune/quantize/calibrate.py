@@ -83,7 +83,11 @@ class TargetRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """The calibration set by path and content hash, and what was made of it for each target."""
+    """The calibration set by path and content hash, and what was made of it for each target.
+
+    `channel_scales` has for each equalised tensor what its channels are divided by in the INT8 graphs; None in records
+    that do not tell.
+    """
 
     schema_version: int
     method: str
@@ -91,6 +95,7 @@ class CalibrationRecord:
     images: tuple[SplitFile, ...]
     skipped: tuple[Skipped, ...]
     targets: tuple[TargetRecord, ...]
+    channel_scales: dict[str, tuple[float, ...]] | None = None
 
 
 def pick_calibration_files(run: Run, count: int) -> tuple[SplitFile, ...]:
@@ -150,10 +155,13 @@ def calibration_record(
     return CalibrationRecord(
         schema_version=SCHEMA_VERSION,
         method="extremes and histograms in one pass; ranges by squared error, clipping weighted ten times",
-        equalized_groups=calibration.equalized_groups,
+        equalized_groups=calibration.equalized.groups,
         images=tuple(file for file in files if file.path not in unread),
         skipped=skipped,
         targets=targets,
+        channel_scales={
+            name: tuple(float(value) for value in scale) for name, scale in calibration.equalized.channel_scales.items()
+        },
     )
 
 

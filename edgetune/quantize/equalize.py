@@ -33,13 +33,29 @@ class _Group:
     is_linear: bool
 
 
-def equalize(network: Network, images: ImageSpool) -> int:
-    """Scales weights and biases in place, by the reach that channels have on the images; returns how many groups."""
+@dataclass(frozen=True)
+class Equalized:
+    """How many groups of tensors were scaled, and by tensor the scale `(C,)` that its channels were divided by."""
+
+    groups: int
+    channel_scales: dict[str, npt.NDArray[np.float32]]
+
+
+def equalize(network: Network, images: ImageSpool) -> Equalized:
+    """Scales weights and biases in place, by the reach that channels have on the images."""
     groups = _find_groups(network)
     seen = channel_extremes(network, [name for group in groups for name in group.tensors], images) if groups else {}
+    scales: dict[str, npt.NDArray[np.float32]] = {}
     for group in groups:
-        _scale_group(network, group, _channel_scale(group, seen))
-    return len(groups)
+        scale = _channel_scale(group, seen)
+        _scale_group(network, group, scale)
+        scales.update(dict.fromkeys(group.tensors, scale))
+    return Equalized(len(groups), scales)
+
+
+def equalizable(network: Network) -> tuple[str, ...]:
+    """The tensors whose channels `equalize` would scale."""
+    return tuple(name for group in _find_groups(network) for name in group.tensors)
 
 
 def _channel_scale(group: _Group, seen: Extremes) -> npt.NDArray[np.float32]:

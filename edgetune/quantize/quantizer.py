@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -9,10 +10,11 @@ import onnx
 from edgetune.core.errors import ModelError
 from edgetune.core.progress import Progress, no_progress
 from edgetune.graph.compose import check_model
+from edgetune.graph.layer_names import KEPT_ON_REQUEST, check_layer_names
 from edgetune.graph.network import Network
 from edgetune.quantize.canonical import Pixels, canonical_network
 from edgetune.quantize.correct import LayerError, correct, nearest_weights
-from edgetune.quantize.equalize import equalize
+from edgetune.quantize.equalize import Equalized, equalize
 from edgetune.quantize.histogram import Histogram
 from edgetune.quantize.images import ImageSpool
 from edgetune.quantize.lint import check_lint
@@ -31,7 +33,7 @@ class Calibration:
     network: Network
     pixels: Pixels | None
     seen: dict[str, Histogram]
-    equalized_groups: int
+    equalized: Equalized
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,25 @@ def calibrate(
         ModelError: the model cannot be quantized, has no layer for it, or holds NaN.
     """
     network, pixels = canonical_network(model)
-    groups = equalize(network, images)
+    equalized = equalize(network, images)
     network = Network.of_model(network.model())
     placements = [place(network, target) for target in targets]
     tensors = list(dict.fromkeys(name for placement in placements for name in placement.tensors))
     if not tensors:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in placements[0].kept_float.items())
         raise ModelError(f"no layer of the model can be quantized. {reasons}.")
-    return Calibration(network, pixels, histograms(network, tensors, images, progress=progress), groups)
+    return Calibration(network, pixels, histograms(network, tensors, images, progress=progress), equalized)
+
+
+def check_kept_float(model: onnx.ModelProto, names: tuple[str, ...]) -> None:
+    """Raises `UsageError` for a name that is no layer of the float `model`, with the nearest that are."""
+    if names:
+        check_layer_names(names, [layer.name for layer in find_layers(Network.of_model(model))])
+
+
+def with_requests(kept_float: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    """The reasons for layers kept in float, by layer; of those that were asked for, that they were."""
+    return {**kept_float, **{name: KEPT_ON_REQUEST for name in names if name in kept_float}}
 
 
 def quantize(

@@ -43,6 +43,25 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+class FileRunner(Protocol):
+    """What answers image files, decoding and preprocessing included: a context manager, open like a `Runner`.
+
+    `classify` takes the bytes of one file and returns its logits `(classes,)`; it raises `ImageError` for a file that
+    is refused.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def classify(self, data: bytes) -> npt.NDArray[np.float32]: ...
+
+    def __enter__(self) -> FileRunner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 def infer_parts(runner: Runner, feed: Feed) -> dict[str, Array]:
     """Runs any number of items, all inputs alike: in parts where the runner takes fewer, and with the last item
     repeated where it takes no fewer.

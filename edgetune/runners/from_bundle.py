@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgetune.core.bundle import Artifact, Bundle
 from edgetune.core.engine_files import engine_cache
 from edgetune.core.errors import EngineError, MissingDependencyError, ModelError, SelfTestError
-from edgetune.core.golden import load_golden
+from edgetune.core.golden import MAX_PIXEL_DIFF, load_golden
 from edgetune.core.preprocess import decoder_version, preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.runners.base import Runner, infer_images
@@ -23,8 +23,6 @@ from edgetune.runners.ort_providers import CPU, EpChoice, EpOptions
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.runners.trt_runner import TrtRunner
 
-# Two correct decoders may round a pixel differently by a few steps, and no more.
-_MAX_PIXEL_DIFF = 8
 # Relative to the largest golden logit. FP32 differs between CPUs by rounding; INT8 by a few steps of its last
 # activation, where a saturating CPU is off by far more.
 _LOGIT_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.1}
@@ -111,10 +109,10 @@ def self_test(bundle: Bundle, artifact: Artifact, runner: Runner) -> SelfTest:
         raise SelfTestError(f"the golden set of {bundle.path} has no logits of {artifact.name}.")
     pixels = np.stack([preprocess_image(data, bundle.manifest.preprocess) for data in files])
     max_pixel_diff = int(np.abs(pixels.astype(np.int16) - golden.pixels.astype(np.int16)).max())
-    if max_pixel_diff > _MAX_PIXEL_DIFF:
+    if max_pixel_diff > MAX_PIXEL_DIFF:
         raise SelfTestError(
             f"this machine ({decoder_version()}) decodes the golden images otherwise than where the bundle was "
-            f"exported: pixels differ by up to {max_pixel_diff} of 255, expected at most {_MAX_PIXEL_DIFF}.",
+            f"exported: pixels differ by up to {max_pixel_diff} of 255, expected at most {MAX_PIXEL_DIFF}.",
             hint="install the Pillow version that exported the bundle",
         )
     logits = infer_images(runner, golden.pixels, LOGITS_OUTPUT)

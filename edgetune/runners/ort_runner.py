@@ -61,7 +61,8 @@ class OrtRunner:
     `threads` bounds the session's intra-op threads; None takes every usable CPU. Threads never spin: an idle
     or shared device keeps its cores. `exact_int8` keeps u8 x s8 sums from saturating; None does so on the CPUs
     that need it, True costs time on the others, and False is for measuring what saturation does. `ep` chooses a
-    provider by edgetune's name, with options, in place of `providers`.
+    provider by edgetune's name, with options, in place of `providers`. Without `optimise` the graph runs on a CPU
+    node by node as it is in the file: a Q/DQ graph in float, which is what its integer kernels have to come to.
     """
 
     def __init__(
@@ -72,18 +73,20 @@ class OrtRunner:
         threads: int | None = None,
         exact_int8: bool | None = None,
         ep: EpChoice | None = None,
+        optimise: bool = True,
     ) -> None:
         self._model = model
         self._providers = providers if ep is None else (ep.ort_name,)
         self._ep = ep
         self._threads = threads or usable_cpus()
         self._exact_int8 = exact_int8
+        self._optimise = optimise
         self._session: InferenceSession | None = None
         self._input_specs: tuple[TensorSpec, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"onnxruntime {provider_label(self._providers[0])}"
+        return f"onnxruntime {provider_label(self._providers[0])}" + ("" if self._optimise else ", unoptimised")
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -136,11 +139,15 @@ class OrtRunner:
 
     def _start(self) -> InferenceSession:
         if self._ep is not None and self._ep.name != CPU:
+            if not self._optimise:
+                raise ModelError(f"{self._ep.name} optimises as it does; only a CPU runs a graph unoptimised.")
             return _open_on_provider(self._model, self._ep, self._threads)
         exact = int8_saturates() if self._exact_int8 is None else self._exact_int8
         options = _session_options(self._threads, exact)
         if CPU_PROVIDER not in self._providers:
             options.add_session_config_entry(*NO_CPU_NODES)
+        if not self._optimise:
+            options.graph_optimization_level = import_ort().GraphOptimizationLevel.ORT_DISABLE_ALL
         return _open(self._model, list(self._providers), options)
 
     def _open_session(self) -> InferenceSession:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 
+import numpy as np
 import torch
 
 from edgetune.core.errors import ModelError, first_line
@@ -32,6 +33,11 @@ class TorchRunner:
     @property
     def name(self) -> str:
         return f"torch {self._device.type}"
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """What is run, for those who look inside while it is open."""
+        return self._module
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -72,7 +78,7 @@ class TorchRunner:
         check_feed(feed, self._specs)
         autocast = torch.autocast(self._device.type, dtype=torch.float16, enabled=self._precision == "fp16")
         try:
-            images = torch.from_numpy(feed[IMAGE_INPUT]).to(self._device, non_blocking=True)
+            images = torch.from_numpy(np.ascontiguousarray(feed[IMAGE_INPUT])).to(self._device, non_blocking=True)
             with torch.inference_mode(), autocast:
                 result = self._module(images)
         except RuntimeError as error:  # out of memory, or no kernel for this GPU

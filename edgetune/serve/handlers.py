@@ -10,8 +10,10 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgetune.core.bundle import MANIFEST_NAME
 from edgetune.core.config import to_dict
 from edgetune.core.errors import ImageError, TensorError
+from edgetune.core.files import sha256_of_file
 from edgetune.core.labels import top_predictions
 from edgetune.core.tensors import TensorSpec
 from edgetune.core.versions import edgetune_version
@@ -28,9 +30,17 @@ class Handlers:
         self._model = model
         self._scheduler = scheduler
         self._settings = settings
+        # Which bundle this is, for clients that hold one themselves: the manifest vouches for every other file of it.
+        self._bundle_digest = sha256_of_file(model.bundle.path / MANIFEST_NAME)
 
     async def server_metadata(self, _: Request) -> Response:
-        return json_response({"name": "edgetune", "version": edgetune_version(), "extensions": ["binary_tensor_data"]})
+        """With `models`, which the protocol does not have: a client that knows only the address can find the model."""
+        return json_response({
+            "name": "edgetune",
+            "version": edgetune_version(),
+            "extensions": ["binary_tensor_data"],
+            "models": [self._model.name],
+        })  # fmt: skip
 
     async def live(self, _: Request) -> Response:
         return json_response({"live": True})
@@ -54,9 +64,14 @@ class Handlers:
             "outputs": [_describe(spec) for spec in model.runner.output_specs],
             "parameters": {
                 "artifact": model.choice.artifact.name,
+                "artifact_sha256": model.choice.artifact.sha256,
+                "bundle_digest": self._bundle_digest,
+                "runner": model.runner.name,
                 "verdict": model.choice.artifact.verdict,
                 "classes": list(model.bundle.manifest.classes),
                 "preprocess": to_dict(model.bundle.manifest.preprocess),
+                "max_batch": self._settings.max_batch,
+                "max_body_bytes": self._settings.max_body_bytes,
             },
         })  # fmt: skip
 

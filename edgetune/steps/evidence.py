@@ -45,6 +45,8 @@ KIND = "edgetune-evidence"
 
 T = TypeVar("T")
 
+_SENTENCES = {"reasons", "remarks", "reason", "diagnosis", "explanation"}
+
 
 @dataclass(frozen=True)
 class EvidenceOptions:
@@ -187,6 +189,21 @@ class _Parts:
             self.errors[name] = without_names(note(name, error), self._names)
         return None
 
+    def nameless(self, judged: dict[str, Any]) -> dict[str, Any]:
+        """Parity's report without the user's images and classes: how many could not be read, or changed their label."""
+        entries = [{**entry, "flips": len(entry["flips"])} for entry in judged["artifacts"]]
+        bare = {key: value for key, value in judged.items() if key != "class_names"}
+        cleaned: dict[str, Any] = self._clean({**bare, "artifacts": entries, "skipped": len(judged["skipped"])})
+        return cleaned
+
+    def _clean(self, value: Any, key: str = "") -> Any:
+        """Names are looked for in what is told in sentences."""
+        if isinstance(value, str):
+            return without_names(value, self._names) if key in _SENTENCES else value
+        if isinstance(value, dict):
+            return {name: self._clean(item, name) for name, item in value.items()}
+        return [self._clean(item, key) for item in value] if isinstance(value, list) else value
+
 
 def _collect(options: EvidenceOptions, progress: Progress) -> Evidence:
     parts = _Parts(_private_names(options))
@@ -251,8 +268,7 @@ def _measure(subject: Subject, parts: _Parts, progress: Progress) -> tuple[dict[
     judged = parts.take(PARITY, lambda: measure(PARITY, subject, progress))
     if judged is None:
         return timed, {"verdict": NOT_RUN, "artifacts": [], "reasons": [parts.errors[PARITY]]}
-    # The names of the user's images are nobody's business; how many could not be read is.
-    return timed, {**judged, "skipped": len(judged["skipped"])}
+    return timed, parts.nameless(judged)
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 from dataclasses import dataclass
@@ -11,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgetune.core.bundle import MANIFEST_NAME, NOT_RUN, SCHEMA_VERSION, Artifact, Manifest, RunOrigin, write_manifest
+from edgetune.core.bundle import (
+    MANIFEST_NAME,
+    NOT_RUN,
+    SCHEMA_VERSION,
+    Artifact,
+    Bundle,
+    Manifest,
+    RunOrigin,
+    write_manifest,
+)
 from edgetune.core.config import to_dict
 from edgetune.core.files import check_output, output_folder, pretty_json, sha256_of_file
 from edgetune.core.golden import GoldenSet, write_golden
@@ -19,12 +27,16 @@ from edgetune.core.preprocess import preprocess_image
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import HEAD_NAME, RUN_NAME, Run, load_run
 from edgetune.core.versions import edgetune_version
+from edgetune.data.image_folder import ImageFile
 from edgetune.data.splits import pick_stratified
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
 from edgetune.heads.linear import load_head
-from edgetune.parity.compare import LogitsTable, collect_logits
+from edgetune.parity.compare import LogitsTable
+from edgetune.parity.gate_set import DEFAULT_GATES
 from edgetune.parity.gates import DEFAULT_MAX_DROP
-from edgetune.parity.report import COLUMNS, ParityReport, report_html, report_json, report_rows
+from edgetune.parity.page import report_html
+from edgetune.parity.records import ParityReport, report_json
+from edgetune.parity.report import COLUMNS, report_rows, titles
 from edgetune.quantize.calibrate import (
     DEFAULT_IMAGES,
     DEFAULT_TARGETS,
@@ -35,13 +47,15 @@ from edgetune.quantize.calibrate import (
 from edgetune.quantize.report import quantization_html
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
-from edgetune.runners.base import Runner
+from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import ort_version
 from edgetune.steps.fit import feature_cache, features_model_path
-from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, open_for_parity, write_fp16
+from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
-from edgetune.steps.parity import REFERENCE_KEY, judge_table, make_report, validation_files
-from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, open_classifier, stored_reference_bytes
+from edgetune.steps.parity import make_report
+from edgetune.steps.parity_files import REPORT_NAME, thumbnails, validation_files
+from edgetune.steps.parity_session import Judged, JudgeJob, judge_bundle
+from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, stored_reference_bytes
 
 if TYPE_CHECKING:
     from edgetune.models.weights import Backbone
@@ -56,7 +70,8 @@ class ExportOptions:
     `max_drop` is a share of images, and `search_s` bounds the search for layers to keep in float. The calibration
     images also give the ranges for `fp16`.
 
-    `refit_head` fits each INT8 target's head again on the features of its quantized backbone.
+    `refit_head` fits each INT8 target's head again on the features of its quantized backbone. `kept_float` names
+    layers that stay float in the INT8 and float16 artifacts.
     """
 
     int8: bool = False
@@ -70,6 +85,7 @@ class ExportOptions:
     search_s: float = DEFAULT_SEARCH_S
     force: bool = False
     fp16: bool = False
+    kept_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,22 +138,15 @@ class _Maker:
         fp16 = self._write_fp16() if self._options.fp16 else None
         if fp16 is not None:
             artifacts.append(_describe(self._folder / FP16_NAME, "fp16", FP16_TARGET))
-        with contextlib.ExitStack() as stack:
-            runners: dict[str, Runner] = {
-                REFERENCE_KEY: stack.enter_context(open_classifier(self._run_folder, self._run, backbone))
-            }
-            for artifact in artifacts:
-                runners[artifact.name] = stack.enter_context(
-                    open_for_parity(self._folder / artifact.name, artifact.precision)
-                )
-            table = collect_logits(files, self._run.preprocess, runners, progress=self._progress)
-            names = {key: runner.name for key, runner in runners.items()}
-        report, artifacts = self._judge(table, names, artifacts)
+        judged = self._judge(files, artifacts)
+        report, artifacts = self._report(judged, artifacts)
         if calibration is not None:
             page = quantization_html(calibration, COLUMNS, report_rows(report), self._run.classes)
             (self._folder / "quantization.html").write_bytes(page)
-        self._write_golden(table)
-        return ExportResult(self._folder, self._write_manifest(artifacts), report, calibration, fp16)
+        self._write_golden(judged.table)
+        manifest = self._manifest(artifacts)
+        write_manifest(self._folder, manifest)
+        return ExportResult(self._folder, manifest, report, calibration, fp16)
 
     def _write_float(self, features_model: Path) -> Artifact:
         head = load_head(self._run_folder / HEAD_NAME)
@@ -150,7 +159,7 @@ class _Maker:
         options = self._options
         chosen = Int8Options(
             tuple(dict.fromkeys(options.targets)), options.calibration_images, options.recipe, options.refit_head,
-            options.weights, options.max_drop, options.search_s,
+            options.weights, options.max_drop, options.search_s, options.kept_float,
         )  # fmt: skip
         cache = feature_cache(backbone, f"onnxruntime {ort_version()} CPU", "fp32")
         head = load_head(self._run_folder / HEAD_NAME)
@@ -166,22 +175,34 @@ class _Maker:
             if options.recipe is not None
             else pick_calibration_files(self._run, options.calibration_images)
         )
-        return write_fp16(self._run, self._root, files, self._folder / FLOAT_NAME, self._progress)
+        return write_fp16(
+            self._run, self._root, files, self._folder / FLOAT_NAME, self._progress, kept_float=options.kept_float
+        )
 
-    def _judge(
-        self, table: LogitsTable, names: dict[str, str], artifacts: list[Artifact]
-    ) -> tuple[ParityReport, list[Artifact]]:
-        entries = judge_table(table, names, {artifact.name: artifact for artifact in artifacts}, self._options.max_drop)
-        report = make_report("the run's validation split", len(self._run.classes), entries, table.skipped)
-        (self._folder / "parity.json").write_bytes(report_json(report))
-        (self._folder / "parity.html").write_bytes(report_html(report))
-        reference = stored_reference_bytes(names[REFERENCE_KEY], table.hashes, table.logits[REFERENCE_KEY])
+    def _judge(self, files: tuple[ImageFile, ...], artifacts: list[Artifact]) -> Judged:
+        """As `parity` judges a bundle: this one is whole but for its verdicts."""
+        bundle = Bundle(self._folder, self._manifest(artifacts))
+        gates = DEFAULT_GATES.with_max_drop(self._options.max_drop)
+        found = (self._run_folder, self._run)
+        return judge_bundle(JudgeJob(bundle, found, files, gates, (CPU,)), self._progress)
+
+    def _report(self, judged: Judged, artifacts: list[Artifact]) -> tuple[ParityReport, list[Artifact]]:
+        entries, table = judged.entries, judged.table
+        report = make_report("the run's validation split", self._run.classes, tuple(entries.values()), table.skipped)
+        (self._folder / REPORT_NAME).write_bytes(report_json(report))
+        keys = dict(zip(entries, titles(report), strict=True))
+        pairs = {keys[name]: pair for name, pair in judged.pairs.items()}
+        (self._folder / "parity.html").write_bytes(report_html(report, pairs, thumbnails(report, table)))
+        reference = stored_reference_bytes(judged.reference.name, table.hashes, judged.reference.logits)
         (self._folder / REFERENCE_NAME).write_bytes(reference)
-        judged = [
-            dataclasses.replace(artifact, verdict=entry.verdict, accuracy=entry.candidate_accuracy)
-            for artifact, entry in zip(artifacts, entries, strict=True)
+        by_name = {entry.artifact: entry for entry in entries.values()}
+        described = [
+            dataclasses.replace(
+                artifact, verdict=by_name[artifact.name].verdict, accuracy=by_name[artifact.name].candidate_accuracy
+            )
+            for artifact in artifacts
         ]
-        return report, judged
+        return report, described
 
     def _write_golden(self, table: LogitsTable) -> None:
         rows = list(range(len(table.files)))
@@ -192,8 +213,8 @@ class _Maker:
         logits = {name: values[picked] for name, values in table.logits.items()}
         write_golden(self._folder, GoldenSet(names, pixels, logits), dict(zip(names, data, strict=True)))
 
-    def _write_manifest(self, artifacts: list[Artifact]) -> Manifest:
-        manifest = Manifest(
+    def _manifest(self, artifacts: list[Artifact]) -> Manifest:
+        return Manifest(
             schema_version=SCHEMA_VERSION,
             task=self._run.task,
             classes=self._run.classes,
@@ -205,8 +226,6 @@ class _Maker:
             artifacts=tuple(artifacts),
             files={},
         )
-        write_manifest(self._folder, manifest)
-        return manifest
 
 
 def _describe(path: Path, precision: str, target: str) -> Artifact:

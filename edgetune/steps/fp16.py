@@ -42,9 +42,11 @@ class Fp16Record:
 
 
 def write_fp16(
-    run: Run, root: Path, files: tuple[SplitFile, ...], float_model: Path, progress: Progress
+    run: Run, root: Path, files: tuple[SplitFile, ...], float_model: Path, progress: Progress, *,
+    kept_float: tuple[str, ...] = (),
 ) -> Fp16Record:  # fmt: skip
-    """Writes the float16 model and its record beside `float_model`. `files` are training images below `root`.
+    """Writes the float16 model and its record beside `float_model`. `files` are training images below `root`;
+    `kept_float` names nodes that stay float32.
 
     Raises:
         DataError: not one of the images can be read and is what it was at the fit.
@@ -60,7 +62,7 @@ def write_fp16(
     ranges = largest_values(model, _unchanged_images(run, root, files, skipped, progress))
     if len(skipped) == len(files):
         raise DataError(f"not one of {len(files)} training images could be read to observe the ranges for float16.")
-    cast = cast_to_fp16(model, ranges)
+    cast = cast_to_fp16(model, ranges, kept_float)
     write_model(float_model.with_name(FP16_NAME), cast.model)
     unread = {file.path for file in skipped}
     record = Fp16Record(

@@ -34,7 +34,14 @@ from edgetune.quantize.calibrate import (
 )
 from edgetune.quantize.census import count_operators, fused_layers
 from edgetune.quantize.images import ImageSpool
-from edgetune.quantize.quantizer import Calibration, QuantizedModel, calibrate, quantize
+from edgetune.quantize.quantizer import (
+    Calibration,
+    QuantizedModel,
+    calibrate,
+    check_kept_float,
+    quantize,
+    with_requests,
+)
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.sensitivity import Sensitivity, rank_layers
 from edgetune.quantize.targets import Target, find_target
@@ -55,7 +62,7 @@ Hits = npt.NDArray[np.bool_]
 @dataclass(frozen=True)
 class Int8Options:
     """`recipe` lists the calibration images by hash. `max_drop` is a share of images; the search for layers to keep
-    in float ends after `search_s` seconds a target.
+    in float ends after `search_s` seconds a target; the layers named in `kept_float` are in float to begin with.
     """
 
     targets: tuple[str, ...]
@@ -65,6 +72,7 @@ class Int8Options:
     weights: WeightOptions = WeightOptions()  # noqa: RUF009 - frozen
     max_drop: float = 0.01
     search_s: float = DEFAULT_SEARCH_S
+    kept_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def write_int8(job: Int8Job, folder: Path, progress: Progress) -> CalibrationRec
     Raises:
         DataError: no image to calibrate with, or none left to fit the head on.
         ModelError: the backbone cannot be quantized.
+        UsageError: a layer to keep in float is none of the backbone's.
     """
     targets = tuple(find_target(name) for name in job.options.targets)
     recipe, count = job.options.recipe, job.options.calibration_images
@@ -110,7 +119,9 @@ def write_int8(job: Int8Job, folder: Path, progress: Progress) -> CalibrationRec
     skipped: list[SkippedFile] = []
     records = []
     with ImageSpool(_calibration_batches(job, picked, skipped)) as images:
-        calibration = calibrate(read_model(job.float_model), images, targets, progress=progress)
+        model = read_model(job.float_model)
+        check_kept_float(model, job.options.kept_float)
+        calibration = calibrate(model, images, targets, progress=progress)
         judge = _Judge(job, TrainingImages(job.run, job.root), picked, progress)
         for target in targets:
             attempt, record = _TargetMaker(job, calibration, images, target, judge).make(progress)
@@ -232,7 +243,7 @@ class _TargetMaker:
             rounding="compensated" if self._job.options.weights.rounding else "to nearest",
             head="fitted on the quantized backbone's features" if best.drops.refit_wins else "the FP32 head",
             integer_layers=len(placement.layers),
-            kept_float=dict(placement.kept_float),
+            kept_float=with_requests(placement.kept_float, self._job.options.kept_float),
             drops=best.drops,
             trials=trials,
             sensitivity=ranked,
@@ -248,6 +259,7 @@ class _TargetMaker:
 
     def _attempt(self, kept_float: tuple[str, ...], progress: Progress) -> _Attempt:
         job = self._job
+        kept_float = tuple(dict.fromkeys([*job.options.kept_float, *kept_float]))
         quantized = quantize(
             self._calibration, self._target, self._images, options=job.options.weights, kept_float=kept_float,
             progress=progress,

@@ -21,7 +21,7 @@ from edgetune.graph.foreign import embedded_preprocess, image_size, load_classif
 from edgetune.parity.metrics import Comparison, compare_logits
 from edgetune.quantize.census import count_operators, fused_layers
 from edgetune.quantize.images import ImageSpool
-from edgetune.quantize.quantizer import calibrate, quantize
+from edgetune.quantize.quantizer import calibrate, check_kept_float, quantize, with_requests
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
 from edgetune.runners.base import Runner, infer_images
@@ -34,7 +34,9 @@ _COMPARED_IMAGES, _TIMED_RUNS = 32, 20
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """`mean` and `std` are for pixels in 0..1, and needed where the model does not carry its preprocessing."""
+    """`mean` and `std` are for pixels in 0..1, and needed where the model does not carry its preprocessing.
+    `kept_float` names layers that are not quantized.
+    """
 
     target: str = "cpu-x86"
     calibration_images: int = 300
@@ -44,6 +46,7 @@ class QuantizeOptions:
     resize: int | None = None
     interpolation: str = "bicubic"
     force: bool = False
+    kept_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def quantize_file(
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError("--out is the model itself.", hint="choose another --out")
     model = load_classifier(source)
+    check_kept_float(model, options.kept_float)
     spec = embedded_preprocess(model)
     if spec is None:
         spec = _spec_from_options(image_size(model), options)
@@ -87,7 +91,10 @@ def quantize_file(
     skipped: list[SkippedFile] = []
     with ImageSpool(_stream(_list_images(images, options.calibration_images), spec, skipped)) as spool:
         calibration = calibrate(model, spool, (target,), progress=progress)
-        quantized = quantize(calibration, target, spool, options=WeightOptions(options.rounding), progress=progress)
+        quantized = quantize(
+            calibration, target, spool, options=WeightOptions(options.rounding), kept_float=options.kept_float,
+            progress=progress,
+        )  # fmt: skip
         if not quantized.model.metadata_props:  # lost where another opset had to be converted
             quantized.model.metadata_props.extend(model.metadata_props)
         content = quantized.model.SerializeToString()
@@ -103,7 +110,7 @@ def quantize_file(
         float_size_bytes=source.stat().st_size,
         images=count,
         integer_layers=len(quantized.placement.layers),
-        kept_float=dict(quantized.placement.kept_float),
+        kept_float=with_requests(quantized.placement.kept_float, options.kept_float),
         comparison=comparison,
         speedup=speedup,
         fused_layers=fused_layers(count_operators(content))[0],

@@ -57,3 +57,44 @@ def test_a_picture_carries_its_bytes() -> None:
     (data,) = re.findall(r"src='data:image/png;base64,([^']*)'", picture)
     assert base64.b64decode(data) == b"\x89PNG bytes"
     assert "alt='it&#x27;s &lt;b&gt;'" in picture
+
+
+def test_a_fragment_in_a_table_is_taken_as_it_is_and_its_words_are_escaped() -> None:
+    table = html.table(("a", "b"), [(html.link("<x>", "there"), html.bar(0.25))])
+    assert "<td><a href='#there'>&lt;x&gt;</a></td>" in table
+    assert "<div class='bar' style='width:25%'></div>" in table
+    assert "&lt;a" in html.table(("a",), [("<a>",)])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        html.verdict_heading("<b>&", "PASS", "x"),
+        html.subheading("<b>&"),
+        html.items(["<b>&"]),
+        html.code("<b>&"),
+        html.folded("<b>&", ""),
+        html.cards([(None, ["<b>&"])]),
+        html.box([html.paragraph("<b>&")], "FAIL"),
+    ],
+)
+def test_every_part_escapes_its_words(made: str) -> None:
+    assert "&lt;b&gt;&amp;" in made
+    assert "<b>" not in made
+
+
+def test_a_box_has_the_colour_of_its_verdict() -> None:
+    kinds = [html.box([], verdict) for verdict in ("PASS", "FAIL", "NOT-RUN", "")]
+    assert [re.findall("class='([^']*)'", box) for box in kinds] == [
+        ["box good"],
+        ["box bad"],
+        ["box unknown"],
+        ["box"],
+    ]
+
+
+def test_a_card_carries_its_picture() -> None:
+    made = html.cards([(b"jpeg bytes", ["one"]), (None, ["two"])])
+    (data,) = re.findall(r"src='data:image/jpeg;base64,([^']*)'", made)
+    assert base64.b64decode(data) == b"jpeg bytes"
+    assert made.count("class='card'") == 2

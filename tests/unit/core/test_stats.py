@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from edgetune.core.stats import images_to_certify, paired_drop_upper_bound, wilson_interval
+from edgetune.core.stats import (
+    detectable_drop,
+    drop_is_over,
+    images_to_certify,
+    paired_drop_interval,
+    paired_drop_upper_bound,
+    wilson_interval,
+)
 
 Z_TWO_SIDED = 1.959963984540054
 Z_ONE_SIDED = 1.6448536269514722
@@ -104,3 +111,57 @@ def test_that_many_images_do_certify() -> None:
     each = math.floor(0.02 * count / 2)
     assert paired_drop_upper_bound(each, each, count) <= 0.01
     assert paired_drop_upper_bound(each, each, count // 2) > 0.01
+
+
+def test_the_paired_interval_has_the_worked_values() -> None:
+    """The same 10 worse and 4 better of 100: 0.0588235 -+ 1.959964 * 0.0375210."""
+    np.testing.assert_allclose(paired_drop_interval(10, 4, 100), (-0.014716, 0.132363), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("budget", "worse", "better", "tests", "over"),
+    [
+        (0.0, 5, 0, 1, True),
+        (0.0, 4, 0, 1, False),
+        (1.53, 6, 0, 1, True),
+        (1.53, 5, 0, 1, False),
+        (0.0, 8, 1, 1, True),
+        (0.0, 7, 1, 1, True),
+        (0.0, 6, 1, 1, False),
+        (0.0, 5, 0, 2, False),
+        (0.0, 6, 0, 2, True),
+        (5.0, 3, 0, 1, False),
+        (0.0, 0, 9, 1, False),
+    ],
+)
+def test_a_drop_is_proven_by_the_sign_test(budget: float, worse: int, better: int, tests: int, over: bool) -> None:
+    """1/32 and 1/16; (1 + 9) / 512, (1 + 8) / 256 = 0.035, (1 + 7) / 128 = 0.0625; shared by two: 0.025."""
+    assert drop_is_over(budget, worse, better, tests=tests) is over
+
+
+def test_a_proven_drop_is_a_false_alarm_in_at_most_5_of_100() -> None:
+    """Models that are equally accurate, 10 % discordant, 200 images: the exact test never alarms more often."""
+    draws = np.random.default_rng(1).multinomial(200, (0.05, 0.05, 0.90), size=20_000)
+    alarms = np.mean([drop_is_over(0.0, int(worse), int(better)) for worse, better, _ in draws])
+    assert 0.01 < alarms <= 0.05
+
+
+@pytest.mark.parametrize(("share", "drop", "count"), [(0.05, 0.05, 154.6), (0.2, 0.05, 625.0), (0.02, 0.01, 1564.9)])
+def test_the_detectable_drop_solves_connors_equation(share: float, drop: float, count: float) -> None:
+    """n = (1.959964 sqrt(p) + 0.841621 sqrt(p - d^2))^2 / d^2 (Connor 1987); for p = 0.2, d = 0.05:
+    (0.876523 + 0.374021)^2 / 0.0025 = 625.5.
+    """
+    np.testing.assert_allclose(detectable_drop(share, round(count)), drop, rtol=0.002, atol=0)
+
+
+def test_that_drop_is_detected_about_80_times_in_100() -> None:
+    """Drawn: 7.5 % worse and 2.5 % better of 310 images; p = 0.1, d = 0.05 needs 305."""
+    assert detectable_drop(0.1, 310) == pytest.approx(0.05, rel=0.02)
+    draws = np.random.default_rng(2).multinomial(310, (0.075, 0.025, 0.90), size=20_000)
+    z = (draws[:, 0] - draws[:, 1]) / np.sqrt(np.maximum(draws[:, 0] + draws[:, 1], 1))
+    np.testing.assert_allclose(np.mean(z > Z_TWO_SIDED), 0.80, rtol=0, atol=0.03)
+
+
+def test_no_number_of_images_shows_less_than_nothing() -> None:
+    assert 0.0 < detectable_drop(0.0, 10**6) < 1e-4
+    assert detectable_drop(0.5, 1) == 1.0

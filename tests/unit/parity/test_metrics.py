@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from edgetune.core.errors import EdgetuneError
-from edgetune.parity.metrics import Comparison, compare_logits
+from edgetune.parity.metrics import ClassCount, Comparison, compare_logits
 
 NAN, INF = math.nan, math.inf
 
@@ -150,3 +150,57 @@ def test_a_flip_keeps_how_far_apart_the_reference_held_the_labels() -> None:
 def test_logits_of_other_shapes_are_not_compared(reference: tuple[int, int], candidate: tuple[int, int]) -> None:
     with pytest.raises((EdgetuneError, ValueError)):
         compare_logits(np.ones(reference, np.float32), np.ones(candidate, np.float32), None)
+
+
+def test_empty_logits_are_not_compared() -> None:
+    with pytest.raises(EdgetuneError):
+        compare_logits(np.ones((0, 3), np.float32), np.ones((0, 3), np.float32), None)
+
+
+def test_the_divergence_of_worked_probabilities() -> None:
+    """Row 0: 1/2, 1/2 against 1/4, 3/4: 0.5 ln 2 + 0.5 ln(2/3) = 0.143841. Row 1: no difference but a constant."""
+    reference = _logits([0.0, 0.0], [1.0, 2.0])
+    candidate = _logits([0.0, math.log(3.0)], [5.0, 6.0])
+    found = compare_logits(reference, candidate, None)
+    assert found.kl_mean is not None
+    assert found.kl_p99 is not None
+    np.testing.assert_allclose(found.kl_mean, 0.143841 / 2, rtol=1e-5, atol=0)
+    np.testing.assert_allclose(found.kl_p99, 0.143841 * 0.99, rtol=1e-5, atol=0)
+
+
+def test_a_probability_of_nothing_has_a_finite_divergence() -> None:
+    found = _compare([[0.0, 2000.0]], [[2000.0, 0.0]])
+    assert found.kl_mean == pytest.approx(2000.0, rel=1e-9)
+
+
+def test_noise_and_signal_are_without_their_rows_mean() -> None:
+    """Reference rows (-1, 1) and (-3, 3) about their means: rms sqrt(5); differences (1, 3) and (-2, 2): (-1, 1) and
+    (-2, 2) about theirs: rms sqrt(2.5).
+    """
+    found = _compare([[9.0, 11.0], [-3.0, 3.0]], [[10.0, 14.0], [-5.0, 5.0]])
+    np.testing.assert_allclose([found.reference_rms, found.noise_rms], [5.0**0.5, 2.5**0.5], rtol=1e-12, atol=0)
+
+
+def test_margins_of_lost_and_won_images() -> None:
+    """0: lost by 2; 1: won by 1; 2: both wrong, labels differ by 0.5; 3: both right."""
+    reference = _logits([2.0, 0.0, -1.0], [1.0, 0.0, -1.0], [0.5, 0.0, -1.0], [1.0, 0.0, 0.0])
+    candidate = _logits([0.0, 2.0, -1.0], [0.0, 1.0, -1.0], [0.0, 0.5, -1.0], [1.0, 0.0, 0.0])
+    found = compare_logits(reference, candidate, _labels(0, 1, 2, 0))
+    assert (found.flip_rows, found.flip_margins) == ((0, 1, 2), (2.0, 1.0, 0.5))
+    assert (found.lost_margins, found.won_margins) == ((2.0,), (1.0,))
+
+
+def test_classes_are_counted_by_themselves() -> None:
+    first, second = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
+    reference = _logits(first, first, second, second)
+    candidate = _logits(first, second, second, first)
+    found = compare_logits(reference, candidate, _labels(0, 0, 0, 1))
+    assert found.per_class == (ClassCount(0, 3, 2, 1, 1, 0), ClassCount(1, 1, 1, 0, 1, 0))
+
+
+def test_the_interval_of_the_drop_has_the_worked_ends() -> None:
+    """10 images, 2 lost: drop 2 / 12, variance (3 - 4 / 12) / 144 = 0.0185185; 1.959964 * 0.136083 = 0.266717."""
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    found = compare_logits(_logits(*[right] * 10), _logits(*[right] * 8, wrong, wrong), _labels(*[0] * 10))
+    assert found.drop_ci95 is not None
+    np.testing.assert_allclose(found.drop_ci95, (1 / 6 - 0.266717, 1 / 6 + 0.266717), rtol=0, atol=1e-6)

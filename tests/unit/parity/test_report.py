@@ -1,164 +1,103 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import re
 
 import pytest
 
 from edgetune.core.bundle import FAIL, NOT_RUN, PASS
-from edgetune.core.run import Skipped
-from edgetune.parity.gates import Judgement
-from edgetune.parity.metrics import Comparison
-from edgetune.parity.report import (
-    COLUMNS,
-    ParityEntry,
-    ParityReport,
-    entry_from_comparison,
-    entry_not_run,
-    incomplete,
-    remarks,
-    report_html,
-    report_json,
-    report_rows,
-)
-
-COMPARISON = Comparison(
-    images=200,
-    finite=True,
-    max_abs_diff=0.012345,
-    reference_max_abs=10.0,
-    sqnr_db=41.26,
-    top1_agreement=0.995,
-    flip_margins=(1.0,),
-    reference_accuracy=0.93,
-    candidate_accuracy=0.925,
-    drop=0.005,
-    drop_upper_bound=0.02,
-)
-NAMES = ("model.int8.onnx", "onnxruntime CPU", "torch CPU")
+from edgetune.parity.records import ParityEntry, ParityReport, StageCheck
+from edgetune.parity.report import COLUMNS, remark_lines, remarks, report_rows, titles
+from tests.unit.parity.sample_reports import BAD, GOOD, REPORT, UNJUDGED, hostile_report
 
 
-def _entry(verdict: str = PASS, **changes: float | None) -> ParityEntry:
-    comparison = dataclasses.replace(COMPARISON, **changes)  # type: ignore[arg-type]
-    return entry_from_comparison(NAMES, comparison, Judgement(verdict, ("too few <images>",), False))
-
-
-def _report(*entries: ParityEntry, skipped: tuple[Skipped, ...] = ()) -> ParityReport:
-    return ParityReport(1, "2026-01-02", "/data/<val>", 2, {"cpu": "A & B"}, entries, skipped)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        ((), NOT_RUN),
-        ((PASS,), PASS),
-        ((FAIL,), FAIL),
-        ((NOT_RUN,), NOT_RUN),
-        ((PASS, FAIL), FAIL),
-        ((FAIL, NOT_RUN), FAIL),
-        ((NOT_RUN, PASS), PASS),
-    ],
-    ids=lambda verdicts: "+".join(verdicts) if isinstance(verdicts, tuple) else "gives " + verdicts,
-)
-def test_one_failure_fails_the_report(verdicts: tuple[str, ...], expected: str) -> None:
-    assert _report(*(_entry(verdict) for verdict in verdicts)).verdict == expected
-
-
-def test_an_entry_holds_the_figures() -> None:
-    entry = _entry()
-    assert (entry.artifact, entry.runner, entry.reference) == NAMES
-    assert (entry.images, entry.max_abs_diff, entry.sqnr_db) == (200, 0.012345, 41.26)
-    assert (entry.top1_agreement, entry.reference_accuracy, entry.candidate_accuracy) == (0.995, 0.93, 0.925)
-    assert (entry.certified, entry.verdict, entry.reasons) == (False, PASS, ("too few <images>",))
-
-
-def test_an_entry_of_logits_that_are_no_numbers_holds_no_figures() -> None:
-    entry = _entry(FAIL, finite=False, max_abs_diff=math.inf, sqnr_db=None)
-    assert (entry.max_abs_diff, entry.sqnr_db) == (None, None)
-    assert (entry.top1_agreement, entry.candidate_accuracy) == (None, None)
-    assert json.loads(report_json(_report(entry)))["artifacts"][0]["max_abs_diff"] is None
-
-
-def test_an_infinitely_bad_sqnr_stays_out_of_the_json() -> None:
-    assert _entry(FAIL, sqnr_db=-math.inf).sqnr_db is None
-
-
-def test_an_artifact_that_did_not_run_says_why() -> None:
-    entry = entry_not_run(*NAMES, "needs an NVIDIA GPU")
-    assert (entry.verdict, entry.reasons, entry.images) == (NOT_RUN, ("needs an NVIDIA GPU",), 0)
-    assert (entry.max_abs_diff, entry.top1_agreement, entry.certified) == (None, None, None)
-
-
-@pytest.mark.parametrize(("before", "after"), [(PASS, NOT_RUN), (FAIL, FAIL), (NOT_RUN, NOT_RUN)])
-def test_a_pass_on_a_part_is_no_pass(before: str, after: str) -> None:
-    entry = incomplete(_entry(before), "9 images could not be read")
-    assert entry.verdict == after
-    assert entry.reasons == ("too few <images>", "9 images could not be read")
-
-
-def test_the_json_holds_everything_and_the_verdict() -> None:
-    content = json.loads(report_json(_report(_entry(), _entry(FAIL), skipped=(Skipped("x.gif", "no image"),))))
-    assert content["verdict"] == FAIL
-    assert content["schema_version"] == 1
-    assert content["skipped"] == [{"path": "x.gif", "reason": "no image"}]
-    assert content["artifacts"][0] == {
-        "artifact": "model.int8.onnx",
-        "runner": "onnxruntime CPU",
-        "reference": "torch CPU",
-        "images": 200,
-        "max_abs_diff": 0.012345,
-        "sqnr_db": 41.26,
-        "top1_agreement": 0.995,
-        "reference_accuracy": 0.93,
-        "candidate_accuracy": 0.925,
-        "certified": False,
-        "verdict": PASS,
-        "reasons": ["too few <images>"],
-    }
+def _report(*entries: ParityEntry) -> ParityReport:
+    return dataclasses.replace(REPORT, artifacts=entries)
 
 
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        (_entry(), ("PASS", "200", "0.0123", "41.3", "99.50%", "92.50%", "93.00%")),
-        (_entry(max_abs_diff=0.0, sqnr_db=None), ("PASS", "200", "0", "exact", "99.50%", "92.50%", "93.00%")),
+        (BAD, (FAIL, "153", "3.91", "9.5", "84.97%", "81.70%", "95.42%")),
         (
-            _entry(reference_accuracy=None, candidate_accuracy=None),
-            ("PASS", "200", "0.0123", "41.3", "99.50%", "-", "-"),
+            dataclasses.replace(GOOD, max_abs_diff=0.0, sqnr_db=None),
+            (PASS, "153", "0", "exact", "100.00%", "95.42%", "95.42%"),
         ),
-        (entry_not_run(*NAMES, "why"), ("NOT-RUN", "0", "-", "-", "-", "-", "-")),
+        (
+            dataclasses.replace(GOOD, reference_accuracy=None, candidate_accuracy=None),
+            (PASS, "153", "5.25e-06", "127.4", "100.00%", "-", "-"),
+        ),
+        (UNJUDGED, (NOT_RUN, "0", "-", "-", "-", "-", "-")),
     ],
     ids=["figures", "exact", "no labels", "not run"],
 )
 def test_a_row_of_the_table_is_readable(entry: ParityEntry, expected: tuple[str, ...]) -> None:
     (row,) = report_rows(_report(entry))
-    assert row == ("model.int8.onnx", *expected)
+    assert row == (entry.artifact, *expected)
     assert len(row) == len(COLUMNS)
 
 
 def test_an_artifact_that_several_things_ran_is_told_apart() -> None:
-    on_gpu = dataclasses.replace(_entry(FAIL), runner="tensorrt")
-    other = dataclasses.replace(_entry(), artifact="model.onnx")
-    report = _report(_entry(), other, on_gpu)
-    expected = ["model.int8.onnx on onnxruntime CPU", "model.onnx", "model.int8.onnx on tensorrt"]
+    on_gpu = dataclasses.replace(BAD, artifact=GOOD.artifact, runner="tensorrt")
+    report = _report(GOOD, UNJUDGED, on_gpu)
+    expected = ["model.onnx on onnxruntime CPU", "model.fp16.onnx", "model.onnx on tensorrt"]
+    assert titles(report) == expected
     assert [row[0] for row in report_rows(report)] == expected
-    assert remarks(report) == [(title, "too few <images>") for title in expected]
+    assert list(dict.fromkeys(title for title, _ in remarks(report))) == expected
 
 
-def test_the_page_tells_the_verdict_the_remarks_and_what_was_skipped() -> None:
-    page = report_html(_report(_entry(), skipped=(Skipped("a<b.gif", "no image"),))).decode()
-    assert "<h1>Parity: PASS</h1>" in page
-    assert "on /data/&lt;val&gt;. 2026-01-02" in page
-    assert "<td>too few &lt;images&gt;</td>" in page
-    assert "A &amp; B" in page
-    assert "<td>a&lt;b.gif</td><td>no image</td>" in page
-    assert not re.search(r"<script|https?:|src=", page)
+def test_remarks_go_from_reasons_to_the_command_that_repeats_the_fault() -> None:
+    said = [text for _, text in remarks(_report(BAD))]
+    assert said == [
+        *BAD.reasons,
+        *BAD.remarks,
+        "differs first at the stage: features",
+        f"likely: {BAD.diagnosis}",
+        "breaks at: blocks.3.0 (backbone.blocks.3.0): saturation",
+        "31 % of the values lie beyond the range that calibration chose (-2.1 to 2.1; seen -9.8 to 11.3)",
+        "keeps it in float: --keep-float blocks.3.0",
+        "repeat it: python repro/run_block.py --block blocks.3.0 --images repro/images.npy # compares 8 images",
+    ]
 
 
-def test_a_page_without_remarks_has_no_such_heading() -> None:
-    entry = dataclasses.replace(_entry(), reasons=())
-    page = report_html(_report(entry)).decode()
-    assert "Remarks" not in page
-    assert "Skipped files" not in page
+def test_a_localisation_without_a_culprit_says_so() -> None:
+    assert BAD.localisation is not None
+    found = dataclasses.replace(BAD.localisation, culprit="", module="", kind="", option="", repro="")
+    said = [text for _, text in remarks(_report(dataclasses.replace(BAD, localisation=found)))]
+    assert said[-2:] == ["breaks at: no block stands out", found.explanation]
+
+
+def test_a_common_stage_is_told_of_unless_it_passed() -> None:
+    stages = (StageCheck("pixels", PASS, 0.0, 0.0), StageCheck("normalised", FAIL, 0.5, 0.1, "mean differs"))
+    report = dataclasses.replace(_report(GOOD), stages=stages)
+    assert remarks(report)[0] == ("stage normalised", "FAIL: mean differs")
+    assert not any(title == "stage pixels" for title, _ in remarks(report))
+
+
+def test_remark_lines_stand_below_their_titles_and_keep_to_the_width() -> None:
+    lines = remark_lines(REPORT)
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "model.onnx:",
+        "model.int8.tensorrt.onnx:",
+        "model.fp16.onnx:",
+    ]
+    assert max(map(len, lines)) <= 100
+    assert "  differs first at the stage: features" in lines
+    joined = " ".join(" ".join(lines).split())
+    assert all(" ".join(text.split()) in joined for _, text in remarks(REPORT))
+
+
+def test_a_long_word_is_not_broken() -> None:
+    command = "python " + "x" * 150
+    assert BAD.localisation is not None
+    found = dataclasses.replace(BAD.localisation, repro=command)
+    lines = remark_lines(_report(dataclasses.replace(BAD, localisation=found)))
+    assert "    " + "x" * 150 in lines
+
+
+def test_no_name_reaches_the_terminal_with_what_it_obeys() -> None:
+    report = hostile_report()
+    text = "\n".join([*remark_lines(report), *(cell for row in report_rows(report) for cell in row)])
+    assert not set(text) & {"\x1b", "\x00", "\u202e", "\udc80"}
+    assert "\\u001b[31m" in text
+    assert "\\u202egpj.exe" in text
+    assert all("\n" not in cell for row in report_rows(report) for cell in row)

@@ -81,7 +81,7 @@ def _equalized(graph: SmallGraph, output: str = LOGITS_OUTPUT) -> tuple[Network,
     network, _ = canonical_network(graph.model(output))
     with spool(PICTURES) as held:
         groups = equalize(network, held)
-    return network, groups
+    return network, groups.groups
 
 
 def _reach(network: Network, *tensors: str) -> npt.NDArray[np.float32]:

@@ -6,12 +6,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+import onnx
 from PIL import Image
 
 from edgetune.core.bundle import SCHEMA_VERSION, Artifact, Bundle, Manifest, RunOrigin, load_bundle, write_manifest
 from edgetune.core.files import sha256_of_file
 from edgetune.core.golden import GoldenSet, write_golden
 from edgetune.core.preprocess import PreprocessSpec
+from edgetune.graph.compose import set_metadata
 from tests.unit.runners.test_contract import mean_model
 
 SPEC = PreprocessSpec(4, 4, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -28,10 +30,17 @@ _KINDS = {
 _NO_FIELDS = b"\x1a\x00"  # an empty producer_version once more: protobuf keeps the last
 
 
+def _with_metadata(content: bytes) -> bytes:
+    model = onnx.load_from_string(content)
+    set_metadata(model, ("a", "b"), SPEC)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
 def mean_bundle(folder: Path, verdicts: dict[str, str], logits: np.ndarray = LOGITS, pixel: int = 10) -> Bundle:
     folder.mkdir()
     for name in verdicts:
-        (folder / name).write_bytes(mean_model() + _NO_FIELDS * len(name))  # no two files alike
+        (folder / name).write_bytes(_with_metadata(mean_model()) + _NO_FIELDS * len(name))  # no two files alike
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), COLOUR).save(stream, "PNG")
     pixels = np.full((1, 4, 4, 3), COLOUR, dtype=np.uint8)

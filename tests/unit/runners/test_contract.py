@@ -16,6 +16,7 @@ from edgetune.core.errors import MissingDependencyError, ModelError, TensorError
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT
 from edgetune.runners.base import Runner, infer_images
 from edgetune.runners.ort_runner import OrtRunner
+from edgetune.runners.server_runner import ServerRunner
 from edgetune.runners.torch_runner import TorchRunner
 
 WEIGHT = np.array([[1.0, 0.0, -1.0], [0.5, 0.5, 0.5]], dtype=np.float32)
@@ -44,11 +45,37 @@ def mean_model() -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture(params=["onnxruntime", "torch"])
-def open_runner(request: pytest.FixtureRequest) -> Callable[[], Runner]:
-    if request.param == "onnxruntime":
+# Each kind and how its name begins. The engine is the real runner; TensorRT and the GPU's memory are played, and
+# compute.
+_NAMES = {
+    "torch": "torch cpu",
+    "onnxruntime, bytes": "onnxruntime CPU",
+    "onnxruntime, file": "onnxruntime CPU",
+    "engine": "tensorrt",
+    "server, json": "server http://127.0.0.1:",
+    "server, binary": "server http://127.0.0.1:",
+}
+
+
+@pytest.fixture(params=_NAMES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def open_runner(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Runner]:
+    if kind == "torch":
+        return lambda: TorchRunner(_Mean(), 4, LOGITS_OUTPUT)
+    if kind == "engine":
+        make_runner: Callable[[], Runner] = request.getfixturevalue("make_runner")
+        return make_runner
+    if kind.startswith("server"):
+        url = request.getfixturevalue("mean_server").url
+        return lambda: ServerRunner(url, wire=kind.split()[-1])
+    if kind == "onnxruntime, bytes":
         return lambda: OrtRunner(mean_model(), threads=1)
-    return lambda: TorchRunner(_Mean(), 4, LOGITS_OUTPUT)
+    (tmp_path / "somebody's model.onnx").write_bytes(mean_model())
+    return lambda: OrtRunner(tmp_path / "somebody's model.onnx", threads=1)
 
 
 class TestRunnerContract:
@@ -61,6 +88,30 @@ class TestRunnerContract:
         # row 0: 10 - 30, (10 + 20 + 30) / 2; row 1: 100 - 0, (100 + 50) / 2
         np.testing.assert_allclose(logits, [[-20.0, 30.0], [100.0, 75.0]], rtol=1e-6, atol=1e-4)
         assert logits.dtype == np.float32
+
+    @pytest.mark.parametrize("count", [1, 3, 70])
+    def test_any_number_of_images_in_their_order(self, open_runner: Callable[[], Runner], count: int) -> None:
+        """70 are more than the server and the engine take at once."""
+        images = np.random.default_rng(count).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+        with open_runner() as runner:
+            logits = infer_images(runner, images, LOGITS_OUTPUT)
+        expected = np.array([[(image.mean((0, 1), np.float64) * row).sum() for row in WEIGHT] for image in images])
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-3)
+
+    def test_images_with_gaps_between_them(self, open_runner: Callable[[], Runner]) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)[::2]
+        with open_runner() as runner:
+            logits = infer_images(runner, images, LOGITS_OUTPUT)
+            packed = infer_images(runner, images.copy(), LOGITS_OUTPUT)
+        np.testing.assert_array_equal(logits, packed)
+
+    def test_an_answer_stays_after_the_next_one(self, open_runner: Callable[[], Runner]) -> None:
+        images = np.full((2, 4, 4, 3), 7, dtype=np.uint8)
+        with open_runner() as runner:
+            first = runner.infer({IMAGE_INPUT: images})[LOGITS_OUTPUT]
+            before = first.copy()
+            runner.infer({IMAGE_INPUT: images + 100})
+        np.testing.assert_array_equal(first, before)
 
     @pytest.mark.parametrize(
         ("feed", "words"),
@@ -89,11 +140,15 @@ class TestRunnerContract:
         with pytest.raises(ModelError, match="with block"):
             runner.infer({IMAGE_INPUT: images})
 
-    def test_it_says_what_it_is_and_takes(self, open_runner: Callable[[], Runner]) -> None:
+    def test_it_says_what_it_is_takes_and_gives(self, open_runner: Callable[[], Runner], kind: str) -> None:
         with open_runner() as runner:
-            assert runner.name in {"onnxruntime CPU", "torch cpu"}
-            (spec,) = runner.input_specs
-            assert (spec.name, spec.dtype, spec.shape) == ("image", "uint8", (None, 4, 4, 3))
+            assert runner.name.startswith(_NAMES[kind])
+            assert runner.name.endswith(f"({kind.split()[-1]})") == kind.startswith("server")
+            (taken,) = runner.input_specs
+            assert (taken.name, taken.dtype, taken.shape) == ("image", "uint8", (None, 4, 4, 3))
+            (given,) = runner.output_specs
+            assert (given.name, given.dtype, given.shape[0]) == ("logits", "float32", None)
+            assert 1 == runner.min_batch <= (runner.max_batch or 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", b"\x00" * 64], ids=["empty", "text", "zeros"])

@@ -39,6 +39,18 @@ def test_the_cpu_by_our_name_is_the_default() -> None:
         )
 
 
+def test_unoptimised_is_in_the_name_and_in_the_session() -> None:
+    with OrtRunner(mean_model(), threads=1, optimise=False) as plain, OrtRunner(mean_model(), threads=1) as usual:
+        levels = [runner._open_session().get_session_options().graph_optimization_level for runner in (plain, usual)]
+        assert levels[0] == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL != levels[1]
+        assert (plain.name, usual.name) == ("onnxruntime CPU, unoptimised", "onnxruntime CPU")
+
+
+def test_only_a_cpu_runs_unoptimised() -> None:
+    with pytest.raises(ModelError, match="cuda optimises"), OrtRunner(mean_model(), ep=EpChoice(CUDA), optimise=False):
+        pass
+
+
 @pytest.mark.parametrize("name", [CUDA, TENSORRT_EP, TENSORRT_RTX_EP])
 def test_a_provider_that_cannot_start_is_one_line_and_no_session(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     if Path("/dev/nvidia0").exists():

@@ -221,9 +221,14 @@ def test_a_class_whose_name_is_a_common_word_spoils_nothing(
     write_manifest(bundle, dataclasses.replace(manifest, classes=("a", "b", "model", "bench", "0")))
     write_evidence(tmp_path / "after.json", EvidenceOptions(bundle, images))
     before, after = (read(tmp_path / f"{name}.json") for name in ("before", "after"))
+    judged = [file.pop("parity") for file in (after, before)]
     assert keys(after) == keys(before)
+    assert set(judged[0]) == set(judged[1])
+    assert [set(entry) for entry in judged[0]["artifacts"]] == [set(entry) for entry in judged[1]["artifacts"]]
     assert {row["artifact"] for row in after["bench"]["rows"]} == {FP32, TENSORRT}
-    assert (after["bench"]["recommended"], after["findings"]) == (before["bench"]["recommended"], before["findings"])
+    assert after["bench"]["recommended"] == before["bench"]["recommended"]
+    # Free space, which one of them tells, may change meanwhile.
+    assert [each["name"] for each in after["findings"]] == [each["name"] for each in before["findings"]]
 
 
 def keys(value: Any) -> Any:

@@ -10,9 +10,11 @@ import pytest
 from edgetune.core.bundle import FAIL, NOT_RUN, PASS, Artifact
 from edgetune.core.engine_files import SIDECAR_NAME, read_sidecar
 from edgetune.core.errors import EngineError
-from edgetune.parity.report import ParityEntry, entry_not_run
+from edgetune.parity.records import ParityEntry, entry_not_run
 from edgetune.runners.choice import ENGINE, Choice
-from edgetune.steps import parity
+from edgetune.runners.trt_runner import TrtRunner
+from edgetune.steps import engine_verdicts
+from edgetune.steps.parity_subjects import Subject
 from tests.unit.core.engine_records import HOST, engine_record, write_engine
 
 ARTIFACT = Artifact("model.onnx", "onnx", "fp32", "any", "a" * 64, 1, PASS, 1.0)
@@ -20,14 +22,15 @@ ARTIFACT = Artifact("model.onnx", "onnx", "fp32", "any", "a" * 64, 1, PASS, 1.0)
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(parity, "this_host", lambda _backend: HOST)
+    monkeypatch.setattr(engine_verdicts, "this_host", lambda _backend: HOST)
     return write_engine(tmp_path / "engine")
 
 
 def _tell(engine: Path, verdict: str) -> ParityEntry:
     entry = entry_not_run("model.onnx", "tensorrt", "torch", "a reason")
     entry = dataclasses.replace(entry, verdict=verdict, images=20, top1_agreement=0.95, sqnr_db=float("-inf"))
-    return parity._told(Choice(ARTIFACT, "", ENGINE, engine), entry, engine_record())
+    subject = Subject(Choice(ARTIFACT, "", ENGINE, engine), TrtRunner(engine), engine_record())
+    return engine_verdicts.told(subject, entry)
 
 
 @pytest.mark.parametrize("verdict", [PASS, FAIL])
@@ -51,7 +54,8 @@ def test_a_verdict_that_cannot_be_written_is_a_remark(engine: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise EngineError("the engine's verdict cannot be written: Read-only file system.")
 
-    monkeypatch.setattr(parity, "record_parity", refuse)
+    monkeypatch.setattr(engine_verdicts, "record_parity", refuse)
     told = _tell(engine, PASS)
     assert told.verdict == PASS
-    assert told.reasons == ("a reason", "the engine's verdict cannot be written: Read-only file system.")
+    assert told.reasons == ("a reason",)
+    assert told.remarks == ("the engine's verdict cannot be written: Read-only file system.",)

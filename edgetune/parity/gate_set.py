@@ -62,6 +62,17 @@ class GateSet:
             raise ConfigError(f"there is no gate for {name!r}; there are {', '.join(gates)}.")
         return gates[name]
 
+    def with_noise(self, noise_db: float | None) -> GateSet:
+        """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: to 10 dB below `noise_db`, its SQNR
+        against float64, and to 80 dB at most. Networks whose features hardly differ between images are such: two right
+        programs are then as far apart as each is from the truth.
+        """
+        if noise_db is None:
+            return self
+        least = max(_LEAST_DB, noise_db - _NOISE_MARGIN_DB)
+        device = dataclasses.replace(self.device, fp32=_at_most(self.device.fp32, least))
+        return dataclasses.replace(self, fp32=_at_most(self.fp32, least), device=device)
+
     def with_max_drop(self, max_drop: float) -> GateSet:
         """The same gates with another accuracy budget for all precisions."""
         changed = {name: dataclasses.replace(self.named(name), max_drop=max_drop) for name in _NAMES}
@@ -69,7 +80,12 @@ class GateSet:
 
 
 _NAMES = ("fp32", "tf32", "fp16", "int8")
+_NOISE_MARGIN_DB, _LEAST_DB = 10.0, 80.0
 DEFAULT_GATES = GateSet()
+
+
+def _at_most(gate: Gate, sqnr_db: float) -> Gate:
+    return gate if gate.min_sqnr_db is None else dataclasses.replace(gate, min_sqnr_db=min(gate.min_sqnr_db, sqnr_db))
 
 
 def gate_for(precision: str, max_drop: float) -> Gate:

@@ -54,10 +54,14 @@ def _affordable(entry: ParityEntry, thumbnails: Mapping[str, bytes], room: int) 
     return taken
 
 
+def _noise(report: ParityReport) -> list[tuple[str, str]]:
+    return [] if report.noise_db is None else [("PyTorch's own float32 against float64", f"{report.noise_db:.1f} dB")]
+
+
 def _circumstances(report: ParityReport) -> list[str]:
     compared = [(entry.artifact, entry.runner, entry.reference) for entry in report.artifacts]
     body = [html.heading("What ran"), html.table(("artifact", "candidate", "reference"), compared)]
-    body += [html.heading("Machine"), html.table(("part", "here"), report.machine.items())]
+    body += [html.heading("Machine"), html.table(("part", "here"), [*report.machine.items(), *_noise(report)])]
     if report.skipped:
         rows = [(file.path, file.reason) for file in report.skipped[:_MOST_SKIPPED]]
         body += [html.heading("Skipped files"), html.table(("file", "reason"), rows)]

@@ -170,7 +170,9 @@ class ParityEntry:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """`classes` counts them, `class_names` are in the order of the logits; empty where the models do not tell."""
+    """`classes` counts them, `class_names` are in the order of the logits; empty where the models do not tell.
+    `noise_db` is the SQNR of PyTorch's own float32 against float64, None where nobody could tell.
+    """
 
     schema_version: int
     created: str
@@ -180,6 +182,7 @@ class ParityReport:
     artifacts: tuple[ParityEntry, ...]
     skipped: tuple[Skipped, ...]
     class_names: tuple[str, ...] = ()
+    noise_db: float | None = None
     stages: tuple[StageCheck, ...] = ()
 
     @property

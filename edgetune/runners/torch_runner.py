@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -17,13 +18,14 @@ class TorchRunner:
     """Runs a module that takes uint8 images `(N, H, W, 3)` and returns one tensor, named `output`.
 
     With `precision` "fp32", TF32 is switched off, so that the answers are a reference; "fp16" runs under
-    autocast and is for features on a GPU. The module is used in eval mode and left where it was found.
+    autocast and is for features on a GPU; "fp64" runs a copy in double precision, to see what float32 rounds away. The
+    module is used in eval mode and left where it was found.
     """
 
     def __init__(
         self, module: torch.nn.Module, crop_size: int, output: str, *, device: str = "cpu", precision: str = "fp32"
     ) -> None:
-        self._module = module
+        self._module = module if precision != "fp64" else copy.deepcopy(module).double()
         self._output = output
         self._device = torch.device(device)
         self._precision = precision

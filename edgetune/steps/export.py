@@ -189,6 +189,7 @@ class _Maker:
     def _report(self, judged: Judged, artifacts: list[Artifact]) -> tuple[ParityReport, list[Artifact]]:
         entries, table = judged.entries, judged.table
         report = make_report("the run's validation split", self._run.classes, tuple(entries.values()), table.skipped)
+        report = dataclasses.replace(report, noise_db=judged.noise_db)
         (self._folder / REPORT_NAME).write_bytes(report_json(report))
         keys = dict(zip(entries, titles(report), strict=True))
         pairs = {keys[name]: pair for name, pair in judged.pairs.items()}

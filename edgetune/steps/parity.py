@@ -71,6 +71,7 @@ def parity(
     entries = tuple(_with_common(entry, common, require=options.require) for entry in judged.entries.values())
     source = str(data) if data is not None else "the run's validation split"
     report = make_report(source, bundle.manifest.classes, entries, (*listed, *judged.table.skipped), common)
+    report = dataclasses.replace(report, noise_db=judged.noise_db)
     if options.out is not None:
         keys = dict(zip(judged.entries, titles(report), strict=True))
         write_reports(options.out, report, {keys[name]: pair for name, pair in judged.pairs.items()}, judged.table)

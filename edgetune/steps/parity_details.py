@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from edgetune.core.bundle import FAIL, NOT_RUN, Bundle
 from edgetune.core.errors import EdgetuneError
-from edgetune.core.run import Run
 from edgetune.core.tensors import LOGITS_OUTPUT
-from edgetune.data.image_folder import ImageFile
 from edgetune.parity.diagnosis import explain_inputs, explain_outputs
 from edgetune.parity.gate_set import GateSet
 from edgetune.parity.gates import judge
@@ -30,7 +28,7 @@ from edgetune.runners.ort_runner import OrtRunner
 from edgetune.steps.calibration_check import differences_from_record
 from edgetune.steps.fp16 import open_for_parity
 from edgetune.steps.parity_subjects import Subject
-from edgetune.steps.stages import StageJob, StageReference, check_artifact, stage_reference
+from edgetune.steps.stages import StageJob, StageReference, check_artifact
 from edgetune.steps.variations import INTEGER_REFERENCE, rung_of, variations_of
 
 INVARIANCE, RECORD = "invariance", "calibration record"
@@ -45,13 +43,6 @@ class Scene:
     gates: GateSet
     options: RunnerOptions
     stages: StageReference
-
-
-def set_scene(
-    bundle: Bundle, found: tuple[Path, Run] | None, files: Sequence[ImageFile], gates: GateSet, options: RunnerOptions
-) -> Scene:
-    """Raises `DataError` when not one image can be read."""
-    return Scene(bundle, gates, options, stage_reference(bundle, found, files))
 
 
 def with_details(entry: ParityEntry, subject: Subject, pair: LogitsPair | None, scene: Scene) -> ParityEntry:

@@ -18,8 +18,9 @@ from edgetune.parity.gate_set import GateSet
 from edgetune.parity.records import LogitsPair, ParityEntry
 from edgetune.runners.choice import RunnerOptions
 from edgetune.steps.engine_verdicts import told
+from edgetune.steps.float32_noise import float32_noise_db, known_noise_db
 from edgetune.steps.judging import Reference, judge_table, known_reference, live_reference
-from edgetune.steps.parity_details import Scene, set_scene, with_details
+from edgetune.steps.parity_details import Scene, with_details
 from edgetune.steps.parity_localize import Place, with_localisation
 from edgetune.steps.parity_server import (
     FILES_KEY,
@@ -30,6 +31,7 @@ from edgetune.steps.parity_server import (
 )
 from edgetune.steps.parity_subjects import REFERENCE_KEY, Subject, find_subjects, open_subjects
 from edgetune.steps.reference import StoredReference, load_stored_reference, open_live_reference
+from edgetune.steps.stages import stage_reference
 
 if TYPE_CHECKING:
     from edgetune.runners.torch_runner import TorchRunner
@@ -62,6 +64,7 @@ class Judged:
     pairs: dict[str, LogitsPair]
     table: LogitsTable
     reference: Reference
+    noise_db: float | None
 
 
 def judge_bundle(job: JudgeJob, progress: Progress = no_progress) -> Judged:
@@ -83,15 +86,17 @@ def judge_bundle(job: JudgeJob, progress: Progress = no_progress) -> Judged:
         reference = _reference(table, live, stored)
         candidates = {key: subject.candidate() for key, subject in opened.items()}
         candidates |= server.candidates() if server is not None else {}
-        entries, pairs = judge_table(table, reference, candidates, job.gates)
-        scene = set_scene(job.bundle, job.found, table.files, job.gates, job.runner)
+        few = stage_reference(job.bundle, job.found, table.files)
+        noise_db = float32_noise_db(live, few.pixels) if live is not None else known_noise_db(job.bundle)
+        scene = Scene(job.bundle, job.gates.with_noise(noise_db), job.runner, few)
+        entries, pairs = judge_table(table, reference, candidates, scene.gates)
         for key, subject in opened.items():
             entry = with_details(entries[key], subject, pairs.get(key), scene)
             entries[key] = _closed(entry, subject, scene, job, progress)
         if server is not None:
             entries |= _look_at_server(entries, pairs, server, scene, table)
     missing = {f"missing {index}": entry for index, entry in enumerate((*subjects.missing, *lost))}
-    return Judged(entries | missing, pairs, table, reference)
+    return Judged(entries | missing, pairs, table, reference, noise_db)
 
 
 def _open_live(stack: contextlib.ExitStack, job: JudgeJob) -> TorchRunner | None:

@@ -73,3 +73,17 @@ def test_another_budget_is_for_all_precisions() -> None:
 def test_there_is_no_gate_for_an_unknown_precision() -> None:
     with pytest.raises(ConfigError, match=r"no gate for 'int4'; there are fp32, tf32, fp16, int8"):
         DEFAULT_GATES.named("int4")
+
+
+@pytest.mark.parametrize(
+    ("noise_db", "expected"), [(None, 100.0), (125.0, 100.0), (109.0, 99.0), (96.2, 86.2), (70.0, 80.0)]
+)
+def test_float32_is_not_held_to_more_than_it_can(noise_db: float | None, expected: float) -> None:
+    gates = DEFAULT_GATES.with_noise(noise_db)
+    assert gates.fp32.min_sqnr_db == pytest.approx(expected)
+    assert gates.device.fp32.min_sqnr_db == pytest.approx(min(expected, 90.0))
+    assert (gates.fp16, gates.int8, gates.fp32.min_agreement) == (DEFAULT_GATES.fp16, DEFAULT_GATES.int8, 1.0)
+
+
+def test_a_rule_that_is_off_stays_off(tmp_path: Path) -> None:
+    assert _load(tmp_path, "[fp32]\nmin_sqnr_db = false\n").with_noise(90.0).fp32.min_sqnr_db is None

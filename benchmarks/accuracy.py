@@ -29,8 +29,8 @@ from edgetune.quantize.quantizer import calibrate, quantize
 from edgetune.quantize.targets import find_target
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.steps.fit import FitOptions, features_model_path, fit
-from edgetune.steps.reference import load_run_backbone
 from edgetune.steps.training_features import TrainingFeatures, TrainingImages
+from edgetune.verify.reference import load_run_backbone
 
 _CALIBRATION_IMAGES = 300
 Hits = npt.NDArray[np.bool_]

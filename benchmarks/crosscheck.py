@@ -23,8 +23,8 @@ from edgetune.core.preprocess import PreprocessSpec
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT, Array
 from edgetune.data.samples import SampleStream, batches
 from edgetune.runners.ort_runner import write_optimised
-from edgetune.steps.compare_models import CompareOptions, compare_models
-from edgetune.steps.model_inputs import list_images
+from edgetune.verify.compare_models import CompareOptions, compare_models
+from edgetune.verify.model_inputs import list_images
 
 FLOAT_MODEL = "model.onnx"
 

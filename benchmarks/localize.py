@@ -27,7 +27,7 @@ from edgetune.graph.blocks import BlockGraph
 from edgetune.graph.severing import tapped
 from edgetune.parity.moments import Moments
 from edgetune.runners.ort_runner import OrtRunner
-from edgetune.steps.localize import LocalizeJob, localize
+from edgetune.verify.localize import LocalizeJob, localize
 
 _STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 _BATCH = 8

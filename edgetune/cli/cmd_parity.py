@@ -96,8 +96,8 @@ def _judge_bundle(bundle: Path, given: dict[str, Any]) -> ParityReport:
 
 
 def _compare_models(paths: tuple[Path, ...], given: dict[str, Any]) -> ParityReport:
-    from edgetune.steps.compare_models import CompareOptions
     from edgetune.steps.parity_models import ModelsOptions, parity_of_models
+    from edgetune.verify.compare_models import CompareOptions
 
     if given["data"] is None:
         raise UsageError("two ONNX files are compared on --data: a folder of images, or an .npz file.")

@@ -63,7 +63,7 @@ class GateSet:
         return gates[name]
 
     def with_noise(self, noise_db: float | None) -> GateSet:
-        """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: to 10 dB below `noise_db`, its SQNR
+        """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: to 20 dB below `noise_db`, its SQNR
         against float64, and to 80 dB at most. Networks whose features hardly differ between images are such: two right
         programs are then as far apart as each is from the truth.
         """
@@ -80,7 +80,8 @@ class GateSet:
 
 
 _NAMES = ("fp32", "tf32", "fp16", "int8")
-_NOISE_MARGIN_DB, _LEAST_DB = 10.0, 80.0
+# Runtimes approximate exponentials, so that they may be less exact than PyTorch: 14 dB measured on EfficientNet-B0.
+_NOISE_MARGIN_DB, _LEAST_DB = 20.0, 80.0
 DEFAULT_GATES = GateSet()
 
 

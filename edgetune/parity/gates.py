@@ -23,8 +23,8 @@ class Gate:
     With 10 images or more, `min_agreement` and `max_drop` let one image differ, the smallest step a set can show,
     unless they are 1 and 0. `tie_noise` is the noise that the precision is entitled to, as a share of the logits' rms:
     labels that the reference holds closer together than noise of that size can turn are near ties. A near tie that
-    turned is no lost image, and with a `min_agreement` of 1 no other label; it counts for any other `min_agreement`,
-    and the drop with all ties must not be proven over its budget. `max_class_drop` fails where a class has lost
+    turned counts half against `min_agreement`, and not at all where that is 1. `max_drop` fails where the drop is over
+    it with near ties and without, or is proven. `max_class_drop` fails where a class has lost
     more than chance explains. `max_lsb` bounds the steps by which a layer's integers differ, fed the same integers.
     """
 
@@ -126,12 +126,14 @@ def _ties(margins: tuple[float, ...], comparison: Comparison, gate: Gate) -> int
 def _judge_labels(comparison: Comparison, gate: Gate) -> list[str]:
     if gate.min_agreement is None:
         return []
-    flips, allowed = len(comparison.flip_margins), _allowed_images(1.0 - gate.min_agreement, comparison.images)
-    if gate.min_agreement == 1.0:
-        flips, allowed = flips - _ties(comparison.flip_margins, comparison, gate), 0
-    if flips <= allowed:
+    flips, ties = len(comparison.flip_margins), _ties(comparison.flip_margins, comparison, gate)
+    exact = gate.min_agreement == 1.0
+    allowed = 0 if exact else _allowed_images(1.0 - gate.min_agreement, comparison.images)
+    counted = flips - ties if exact else flips - ties / 2
+    if counted <= allowed:
         return []
-    return [f"{flips} of {comparison.images} labels differ from the reference, expected at most {allowed}"]
+    apart = f", {ties} of them near ties" if ties else ""
+    return [f"{flips} of {comparison.images} labels differ from the reference{apart}, expected at most {allowed}"]
 
 
 def _judge_drop(comparison: Comparison, gate: Gate) -> list[str]:
@@ -142,7 +144,7 @@ def _judge_drop(comparison: Comparison, gate: Gate) -> list[str]:
     clear = lost - (tied[0] - tied[1])
     worse, better = len(comparison.lost_margins), len(comparison.won_margins)
     proven = drop_is_over(gate.max_drop * comparison.images, worse, better)
-    if clear <= _allowed_images(gate.max_drop, comparison.images) and not proven:
+    if min(lost, clear) <= _allowed_images(gate.max_drop, comparison.images) and not proven:
         return []
     return [
         f"accuracy drops by {comparison.drop:.2%} ({lost} of {comparison.images} images), "

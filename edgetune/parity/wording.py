@@ -15,8 +15,8 @@ _NAMED = 5
 _NO_SIGNAL_DB = -1000.0
 GATE_NOTE = (
     "A near tie is an image whose two labels the reference holds closer together than the noise that is allowed. Where "
-    "it turns it is no loss of accuracy, unless the drop with all near ties is proven to be over the budget. From 10 "
-    "images on, one image may differ where a share of images is allowed."
+    "it turns it is no loss of accuracy, unless the drop with all near ties is proven to be over the budget, and half "
+    "another label. From 10 images on, one image may differ where a share of images is allowed."
 )
 # What a terminal obeys, XML forbids, UTF-8 cannot hold, or turns the direction of the text after it.
 _UNSEEN = re.compile(

@@ -54,8 +54,8 @@ from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
 from edgetune.steps.parity import make_report
 from edgetune.steps.parity_files import REPORT_NAME, thumbnails, validation_files
-from edgetune.steps.parity_session import Judged, JudgeJob, judge_bundle
-from edgetune.steps.reference import REFERENCE_NAME, load_run_backbone, stored_reference_bytes
+from edgetune.verify.reference import REFERENCE_NAME, load_run_backbone, stored_reference_bytes
+from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 
 if TYPE_CHECKING:
     from edgetune.models.weights import Backbone

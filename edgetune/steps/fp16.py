@@ -1,4 +1,4 @@
-"""The float16 artifact of an export: ranges on training images, the cast graph, the record of both, and its parity."""
+"""The float16 artifact of an export: ranges on training images, the cast graph, and the record of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from edgetune.core.progress import Progress
 from edgetune.core.run import Run, Skipped, SplitFile
 from edgetune.data.image_folder import ImageFile, SkippedFile
 from edgetune.data.samples import SampleStream, batches
-from edgetune.runners.ort_runner import OrtRunner
 
 FP16_NAME = "model.fp16.onnx"
 FP16_TARGET = "tensorrt"
@@ -92,25 +91,3 @@ def _unchanged_images(
                 yield images[same]
             done += len(images)
             progress("float16 ranges", done, len(files))
-
-
-def open_for_parity(path: Path, precision: str) -> OrtRunner:
-    """The runner that parity judges an artifact with: ONNX Runtime's CPU, which has to be made to round to float16.
-
-    Raises:
-        ModuleNotFoundError: onnx, which that takes, is not installed.
-    """
-    if precision != "fp16":
-        return OrtRunner(path)
-    from edgetune.graph.compose import read_model
-    from edgetune.graph.fp16_emulation import emulate_fp16
-
-    return _RoundingRunner(emulate_fp16(read_model(path)).SerializeToString())
-
-
-class _RoundingRunner(OrtRunner):
-    """Only the name differs: reports say what they measured."""
-
-    @property
-    def name(self) -> str:
-        return f"{super().name}, rounding to float16"

@@ -19,10 +19,11 @@ from edgetune.parity.records import SCHEMA_VERSION, ParityEntry, ParityReport, S
 from edgetune.parity.report import titles
 from edgetune.runners.choice import RunnerOptions
 from edgetune.runners.ort_runner import ort_version
+from edgetune.runners.server_runner import ServerRunner
 from edgetune.steps.parity_files import check_report_folder, files_to_judge, write_reports
-from edgetune.steps.parity_session import JudgeJob, judge_bundle
-from edgetune.steps.reference import find_run
-from edgetune.steps.stages import check_bundle, check_pixels
+from edgetune.verify.reference import find_run
+from edgetune.verify.session import JudgeJob, judge_bundle
+from edgetune.verify.stages import check_bundle, check_pixels
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,15 @@ def parity(
     """
     if options.out is not None:
         check_report_folder(options.out, force=options.force)
+    if options.url is not None:
+        ServerRunner(options.url)  # a url that is none is told before minutes of comparing
     gates = _gates(options)
     bundle = load_bundle(bundle_path)
     found = find_run(bundle, options.run)
     files, listed = files_to_judge(bundle, data, found[1] if found else None)
     job = JudgeJob(
         bundle, found, files, gates, options.kinds or (options.runner.kind,), options.runner, options.url,
-        options.localize, options.out / "repro" if options.out is not None else None,
+        options.localize, options.out / "repro" if options.out is not None else None, _build_engine,
     )  # fmt: skip
     common = (*check_bundle(bundle, found), check_pixels(files, bundle.manifest.preprocess))
     judged = judge_bundle(job, progress)
@@ -93,6 +96,12 @@ def make_report(
         class_names=classes,
         stages=stages,
     )
+
+
+def _build_engine(model: Path, backend: str, cache: Path) -> Path:
+    from edgetune.steps.build import BuildRequest, build
+
+    return build(model, BuildRequest(backend=backend, cache=cache, allow_failed=True)).folder
 
 
 def _gates(options: ParityOptions) -> GateSet:

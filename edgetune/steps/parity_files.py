@@ -73,8 +73,11 @@ def files_to_judge(
 
 def check_report_folder(out: Path, *, force: bool) -> None:
     """Raises `OutputExistsError` where a report must not go; before minutes of comparing, not after them."""
-    if (out / MANIFEST_NAME).exists():
-        raise OutputExistsError(f"{out} is a bundle, and a bundle never changes.", hint="choose another --out")
+    whole = out.absolute()
+    bundle = next((folder for folder in (whole, *whole.parents) if (folder / MANIFEST_NAME).exists()), None)
+    if bundle is not None:
+        where = "is a bundle" if bundle == whole else f"lies in the bundle {bundle}"
+        raise OutputExistsError(f"{out} {where}, and a bundle never changes.", hint="choose another --out")
     if (out / REPORT_NAME).exists() and not force:
         raise OutputExistsError(f"{out / REPORT_NAME} exists already.", hint="choose another --out, or add --force")
 

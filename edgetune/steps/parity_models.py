@@ -10,9 +10,9 @@ from edgetune.core.bundle import FAIL
 from edgetune.core.progress import Progress, no_progress
 from edgetune.parity.gate_set import DEFAULT_GATES, load_gates
 from edgetune.parity.records import Localisation, ParityReport
-from edgetune.steps.compare_models import CompareOptions, ModelComparison, compare_models
-from edgetune.steps.localize import LocalizeJob, localize, not_localised
 from edgetune.steps.parity_files import check_report_folder, write_reports
+from edgetune.verify.compare_models import CompareOptions, ModelComparison, compare_models
+from edgetune.verify.localize import LocalizeJob, localize, not_localised
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_parity_without_the_run_uses_the_stored_reference(bundle: Path, hymenopt
 
 
 def test_one_photo_gets_one_answer_by_every_way(bundle: Path, run: Path, photo: Path) -> None:
-    from edgetune.steps.reference import load_run_backbone, open_classifier
+    from edgetune.verify.reference import load_run_backbone, open_classifier
 
     record = load_run(run)
     pixels = preprocess_image(photo.read_bytes(), record.preprocess)

@@ -28,12 +28,12 @@ def _commands_that_run(where: str = "") -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def _run(line: str, folder: Path) -> None:
+def _run(line: str, folder: Path, expect: int = 0) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         shlex.split(line), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert done.returncode == expect, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
@@ -52,6 +52,32 @@ def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
             answer = subprocess.run(shlex.split(call), cwd=tmp_path, capture_output=True, text=True, check=True)
             assert "error" not in answer.stdout
             assert "first" in answer.stdout
+
+
+def test_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    """What cannot run here, an engine, fails with --require; all else passes."""
+    shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
+    for name in ("data", "photos"):
+        shutil.copytree(photos, tmp_path / name)
+    shutil.copy(small_bundle / "model.onnx", tmp_path / "model.onnx")
+    shutil.copy(small_bundle / "model.int8.cpu-x86.onnx", tmp_path / "model.int8.onnx")
+    commands = _commands_that_run(" of parity")
+    assert len(commands) == 5
+    with running_server(tmp_path / "bundles" / "first") as address:
+        for line in commands:
+            words = line.partition("#")[0].replace("http://device:8000", address)
+            _run(words, tmp_path, expect=3 if "--require" in words else 0)
+    assert {path.name for path in (tmp_path / "parity").iterdir()} >= {"parity.json", "parity.md", "parity.xml"}
+
+
+def test_pythons_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
+    shutil.copytree(photos, tmp_path / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(

@@ -12,8 +12,8 @@ from edgetune.core.run import Run
 from edgetune.data.image_folder import ImageFile, scan_labelled
 from edgetune.parity.records import StageCheck
 from edgetune.parity.stages import first_failed
-from edgetune.steps.reference import find_run
-from edgetune.steps.stages import (
+from edgetune.verify.reference import find_run
+from edgetune.verify.stages import (
     StageJob,
     StageReference,
     check_artifact,

@@ -20,7 +20,7 @@ from edgetune.parity.variations import noise_floor
 from edgetune.quantize.census import count_operators, fused_layers
 from edgetune.runners.choice import Choice, RunnerOptions
 from edgetune.runners.ort_runner import OrtRunner
-from edgetune.steps.variations import rung_of, variations_of
+from edgetune.verify.variations import rung_of, variations_of
 from tests.unit.quantize.small_graphs import Images
 
 pytestmark = pytest.mark.e2e

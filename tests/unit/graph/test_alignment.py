@@ -12,9 +12,9 @@ import pytest
 from edgetune.core.errors import ModelError
 from edgetune.graph.alignment import aligned
 from edgetune.graph.blocks import BlockGraph, common_cuts
-from edgetune.steps.localize import LocalizeJob, localize
+from edgetune.verify.localize import LocalizeJob, localize
 from tests.unit.quantize.small_graphs import chain
-from tests.unit.steps.planted import PICTURES, change, network, planted, write
+from tests.unit.verify.planted import PICTURES, change, network, planted, write
 
 
 def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:

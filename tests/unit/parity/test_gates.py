@@ -284,14 +284,38 @@ def test_a_near_tie_is_what_noise_of_the_allowed_size_can_turn(
         ((1.0, 1.0), (), FAIL),
         ((1.0, 1.0, 0.1), (1.0,), PASS),
         ((1.0, 1.0, 0.1), (0.1,), FAIL),
+        ((1.0, 1.0), (0.1,), PASS),
     ],
-    ids=["two ties", "a tie and one image", "two clear losses", "one is won back", "a won tie wins nothing back"],
+    ids=["two ties", "a tie and one image", "two clear losses", "one is won back", "a tie lost, a tie won", "one lost"],
 )
 def test_a_near_tie_that_turned_is_no_lost_image(lost: tuple[float, ...], won: tuple[float, ...], verdict: str) -> None:
     """153 images and a budget of 1 % allow one clear loss."""
     drop = (len(lost) - len(won)) / 153
     changes = {"lost_margins": lost, "won_margins": won, "drop": drop, "drop_upper_bound": 0.05, "images": 153}
     assert _judge(Gate(max_drop=0.01, tie_noise=0.05), **NOISY, **changes).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("margins", "verdict"),
+    [
+        ((1.0,) * 4, PASS),
+        ((1.0,) * 5, FAIL),
+        ((0.01,) * 8, PASS),
+        ((0.01,) * 9, FAIL),
+        ((1.0,) * 3 + (0.01,) * 2, PASS),
+    ],
+)
+def test_near_ties_count_half_against_the_agreement(margins: tuple[float, ...], verdict: str) -> None:
+    """3 % of 153 images are 4."""
+    gate = Gate(min_agreement=0.97, tie_noise=0.05)
+    judgement = _judge(gate, **NOISY, flip_margins=margins, images=153)
+    assert judgement.verdict == verdict
+
+
+def test_a_reason_tells_how_many_were_near_ties() -> None:
+    margins = (1.0,) * 5 + (0.01,)
+    (reason,) = _judge(Gate(min_agreement=0.97, tie_noise=0.05), **NOISY, flip_margins=margins, images=153).reasons
+    assert reason == "6 of 153 labels differ from the reference, 1 of them near ties, expected at most 4"
 
 
 @pytest.mark.parametrize(("ties", "verdict"), [(5, PASS), (6, FAIL)])

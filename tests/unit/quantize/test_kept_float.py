@@ -14,7 +14,7 @@ from edgetune.graph.precision import convolution_precisions
 from edgetune.quantize.quantizer import calibrate, check_kept_float
 from edgetune.quantize.targets import TARGETS
 from tests.unit.quantize.small_graphs import images, residual, run, spool
-from tests.unit.steps.planted import PICTURES, network
+from tests.unit.verify.planted import PICTURES, network
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest() -> None:

@@ -16,7 +16,7 @@ from edgetune.quantize.record_check import check_against_record
 from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import TARGETS
 from tests.unit.quantize.small_graphs import SmallGraph, everything, images, spool
-from tests.unit.steps.planted import change, planted
+from tests.unit.verify.planted import change, planted
 
 
 def _quantized(graph: SmallGraph, target: str) -> tuple[onnx.ModelProto, dict[str, Any]]:

@@ -24,7 +24,7 @@ from edgetune.steps import evidence as step
 from edgetune.steps.doctor import DoctorResult, Finding
 from edgetune.steps.evidence import KIND, SCHEMA_VERSION, EvidenceOptions, write_evidence
 from edgetune.steps.measured import BENCH, PARITY, Subject
-from edgetune.steps.reference import stored_reference_bytes
+from edgetune.verify.reference import stored_reference_bytes
 from tests.unit.core.engine_records import KEY, engine_record, write_engine
 from tests.unit.runners.mean_bundle import FP32, TENSORRT, mean_bundle
 

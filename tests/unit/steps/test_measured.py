@@ -14,9 +14,10 @@ from edgetune.core.progress import no_progress
 from edgetune.runners.choice import Choice, RunnerOptions
 from edgetune.steps import bench as bench_step
 from edgetune.steps import measured as step
-from edgetune.steps import parity, parity_session, parity_subjects
+from edgetune.steps import parity
 from edgetune.steps.measured import BENCH, PARITY, ProcessDeathError, Subject, measure, note
-from edgetune.steps.reference import StoredReference
+from edgetune.verify import session, subjects
+from edgetune.verify.reference import StoredReference
 from tests.unit.runners.mean_bundle import FP32, mean_bundle
 
 
@@ -80,9 +81,9 @@ def test_engines_are_looked_for_in_the_cache_that_is_named(tmp_path: Path, monke
         raise ModelError("stop")
 
     monkeypatch.setattr(bench_step, "choose_all", choose_all)
-    monkeypatch.setattr(parity_subjects, "choose_all", choose_all)
+    monkeypatch.setattr(subjects, "choose_all", choose_all)
     bundle = mean_bundle(tmp_path / "b", {FP32: "PASS"})
-    monkeypatch.setattr(parity_session, "load_stored_reference", lambda _: StoredReference("stored", {}))
+    monkeypatch.setattr(session, "load_stored_reference", lambda _: StoredReference("stored", {}))
     monkeypatch.setattr(parity, "files_to_judge", lambda *_: ((), ()))
     monkeypatch.setattr(parity, "check_pixels", lambda *_: None)
     for part in (BENCH, PARITY):

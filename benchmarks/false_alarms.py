@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.false_alarms_report import to_markdown
 from benchmarks.parity_data import some_images, write_part
-from benchmarks.parity_journal import Journal, Record
+from benchmarks.parity_journal import Journal, Record, is_done
 from benchmarks.parity_weights import train_briefly, write_random_weights
 from edgetune.core.bundle import FAIL
 from edgetune.data.digits import write_digits
@@ -99,7 +99,7 @@ def main() -> None:
         source = sources[case.dataset]
         if source is None:
             print(f"{case.name}: left out, for want of --fashion", file=sys.stderr)
-        elif arguments.again or not _is_done(journal.get(case.name)):
+        elif arguments.again or not is_done(journal.get(case.name)):
             record = _run_case(case, source, arguments.work)
             journal.add(record)
             print(f"{case.name}: {record['error'] or record['verdict']}", file=sys.stderr)
@@ -116,10 +116,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/false_alarms"))
     parser.add_argument("--again", action="store_true", help="judge what the journal has already")
     return parser.parse_args()
-
-
-def _is_done(record: Record | None) -> bool:
-    return record is not None and not record["error"]
 
 
 def _run_case(case: Case, source: Path, work: Path) -> Record:

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.parity_data import SPLITS, some_images, write_part
 from benchmarks.parity_exact import rounding_figures
-from benchmarks.parity_journal import Journal, Record, markdown_table, shown
+from benchmarks.parity_journal import Journal, Record, is_done, markdown_table, shown
 from benchmarks.parity_weights import write_random_weights
 from edgetune.core.errors import EdgetuneError
 from edgetune.graph.compose import read_model
@@ -73,7 +73,7 @@ def main() -> None:
     write_part(arguments.data, arguments.work / "data", _PART, arguments.seed)
     journal = Journal(arguments.work / "families.jsonl")
     for name in arguments.backbones:
-        if arguments.again or name not in journal:
+        if arguments.again or not is_done(journal.get(name)):
             record = _measure_apart(name, arguments)
             journal.add(record)
             print(f"{name}: {record['verdict']} {record['error']}", file=sys.stderr)

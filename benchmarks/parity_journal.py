@@ -22,9 +22,6 @@ class Journal:
             records = [_parse(line) for line in lines]
             self._records = {record["name"]: record for record in records if record is not None}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._records
-
     def get(self, name: str) -> Record | None:
         return self._records.get(name)
 
@@ -40,6 +37,11 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
         self._records[record["name"]] = record
+
+
+def is_done(record: Record | None) -> bool:
+    """Whether there is a record, and of no failure: what could not be done is tried again."""
+    return record is not None and not record.get("error")
 
 
 def _parse(line: str) -> Record | None:

@@ -32,7 +32,7 @@ _MODELS_ONLY = ("mean", "std", "resize", "precision")
     "this machine.",
 )  # fmt: skip
 @click.option("--url", help="A running server to judge as well: http://HOST:PORT.")
-@click.option("--require", is_flag=True, help="What could not be judged here fails.")
+@click.option("--require", is_flag=True, help="An artifact that could not be judged here, or not on all images, fails.")
 @click.option("--localize", is_flag=True, help="Look for the block that breaks an artifact that failed.")
 @click.option("--gates", type=PATH, help="A TOML file with other limits.")
 @click.option(

@@ -150,11 +150,13 @@ class _Parity:
         return items
 
     def check(self, artifact: str) -> None:
-        """Raises `_Failed` or pytest's `Skipped` where the artifact did not pass, by what all that ran it says."""
+        """Raises `_Failed` or pytest's `Skipped` where the artifact did not pass, by what all that ran it says. Where
+        nothing at all could be judged, nothing is skipped: no proof must not look like one.
+        """
         verdict, lines = _judged(self.report(), artifact)
         if verdict == "PASS":
             return
-        if verdict == "FAIL" or self._is_required:
+        if verdict == "FAIL" or self._is_required or self.report().verdict == "NOT-RUN":
             raise _Failed("\n".join(lines))
         pytest.skip("; ".join(line.strip() for line in lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 _Z_95_TWO_SIDED = 1.959963984540054
 _Z_95_ONE_SIDED = 1.6448536269514722
@@ -60,18 +61,21 @@ def paired_drop_interval(worse: int, better: int, count: int) -> tuple[float, fl
     return drop - _Z_95_TWO_SIDED * deviation, drop + _Z_95_TWO_SIDED * deviation
 
 
-def drop_is_over(budget: float, worse: int, better: int, *, tests: int = 1) -> bool:
-    """Whether chance alone hardly explains that `worse` images were lost and `better` won, given a budget in images.
+def drop_is_over(budget: float, worse: int, better: int, count: int, *, tests: int = 1) -> bool:
+    """Whether chance alone hardly explains that of `count` images `worse` were lost and `better` won, if the drop were
+    at most `budget`, a share of images.
 
-    The sign test (McNemar's, exact) at 5 %, shared among `tests` questions (Bonferroni): had the discordant images been
-    as likely won as lost, apart from `budget` losses that are allowed, so many losses would be too rare.
+    Both must hold at 5 %, shared among `tests` questions (Bonferroni): the lower bound of the drop by the method of
+    `paired_drop_upper_bound` is over the budget; and the sign test (McNemar's, exact), which small numbers need, says
+    that something was lost at all.
     """
-    lost = worse - math.floor(budget + 1e-9)
-    discordant = lost + better
-    if lost <= better:
+    level = 0.05 / tests
+    drop, deviation = _adjusted_drop(worse, better, count)
+    if worse <= better or drop - NormalDist().inv_cdf(1.0 - level) * deviation <= budget:
         return False
+    discordant = worse + better
     tail = sum(math.comb(discordant, wins) for wins in range(better + 1)) / 2**discordant
-    return bool(tail <= 0.05 / tests)
+    return bool(tail <= level)
 
 
 def detectable_drop(discordant_share: float, count: int) -> float:

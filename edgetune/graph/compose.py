@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetune.core.config import to_dict
-from edgetune.core.errors import ModelError
+from edgetune.core.errors import ModelError, first_line
 from edgetune.core.files import canonical_json
 from edgetune.core.preprocess import PreprocessSpec
 from edgetune.core.tensors import FEATURES_OUTPUT, LOGITS_OUTPUT
@@ -84,7 +85,11 @@ def check_model(model: onnx.ModelProto) -> None:
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    return onnx.load(path)
+    """Raises `ModelError` where the file is no ONNX."""
+    try:
+        return onnx.load(path)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path} is not ONNX, or was cut off: {first_line(error)}") from error
 
 
 def write_model(path: Path, model: onnx.ModelProto) -> None:

@@ -96,6 +96,8 @@ class _Collector:
             self.parts.append(_checked(self._answer(samples, images), len(samples), self.parts))
         except EdgetuneError as error:
             self.failure = error.message
+        except OSError as error:  # a file that was read a moment ago
+            self.failure = f"an image cannot be read any more: {error}"
 
 
 def _checked(logits: _Logits, count: int, before: Sequence[_Logits]) -> _Logits:

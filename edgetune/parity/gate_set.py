@@ -47,13 +47,16 @@ class DeviceGates:
 
 @dataclass(frozen=True)
 class GateSet:
-    """For artifacts against PyTorch, by precision; and for the nearest rung, `device`."""
+    """For artifacts against PyTorch, by precision; and for the nearest rung, `device`. `gives_way` lets FP32's distance
+    give way to the measured noise of float32.
+    """
 
     fp32: Gate = _FP32
     tf32: Gate = _TF32
     fp16: Gate = _FP16
     int8: Gate = _INT8
     device: DeviceGates = DeviceGates()
+    gives_way: bool = True
 
     def named(self, name: str) -> Gate:
         """Raises `ConfigError` for a precision that there is no gate for."""
@@ -63,11 +66,12 @@ class GateSet:
         return gates[name]
 
     def with_noise(self, noise_db: float | None) -> GateSet:
-        """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: to 20 dB below `noise_db`, its SQNR
-        against float64, and to 80 dB at most. Networks whose features hardly differ between images are such: two right
-        programs are then as far apart as each is from the truth.
+        """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: where `noise_db`, its SQNR against
+        float64, is below 105 dB, to 20 dB below that, and to 80 dB at most. Networks whose features hardly differ
+        between images are such: two right programs are then as far apart as each is from the truth. A limit that a
+        user gave stays.
         """
-        if noise_db is None:
+        if noise_db is None or noise_db >= _EXACT_DB or not self.gives_way:
             return self
         least = max(_LEAST_DB, noise_db - _NOISE_MARGIN_DB)
         device = dataclasses.replace(self.device, fp32=_at_most(self.device.fp32, least))
@@ -81,7 +85,7 @@ class GateSet:
 
 _NAMES = ("fp32", "tf32", "fp16", "int8")
 # Runtimes approximate exponentials, so that they may be less exact than PyTorch: 14 dB measured on EfficientNet-B0.
-_NOISE_MARGIN_DB, _LEAST_DB = 20.0, 80.0
+_EXACT_DB, _NOISE_MARGIN_DB, _LEAST_DB = 105.0, 20.0, 80.0
 DEFAULT_GATES = GateSet()
 
 
@@ -104,6 +108,8 @@ def load_gates(path: Path) -> GateSet:
     tables = _read_toml(path)
     merged = _merge(to_dict(DEFAULT_GATES), tables, str(path))
     gates = from_dict(GateSet, merged, str(path))
+    if "min_sqnr_db" in tables.get("fp32", {}):
+        gates = dataclasses.replace(gates, gives_way=False)
     for name in _NAMES:
         _check_numbers(gates.named(name), f"{path}: {name}")
         _check_numbers(getattr(gates.device, name), f"{path}: device.{name}")

@@ -88,8 +88,8 @@ def class_is_proven_worse(count: ClassCount, comparison: Comparison, gate: Gate)
     """Whether a class lost more than the gate allows, by more than chance explains with so many classes looked at."""
     if gate.max_class_drop is None:
         return False
-    budget = gate.max_class_drop * count.images
-    return drop_is_over(budget, count.worse, count.better, tests=len(comparison.per_class))
+    lost = (count.worse, count.better, count.images)
+    return drop_is_over(gate.max_class_drop, *lost, tests=len(comparison.per_class))
 
 
 def _judge_distance(comparison: Comparison, gate: Gate) -> list[str]:
@@ -143,7 +143,7 @@ def _judge_drop(comparison: Comparison, gate: Gate) -> list[str]:
     tied = [_ties(margins, comparison, gate) for margins in (comparison.lost_margins, comparison.won_margins)]
     clear = lost - (tied[0] - tied[1])
     worse, better = len(comparison.lost_margins), len(comparison.won_margins)
-    proven = drop_is_over(gate.max_drop * comparison.images, worse, better)
+    proven = drop_is_over(gate.max_drop, worse, better, comparison.images)
     if min(lost, clear) <= _allowed_images(gate.max_drop, comparison.images) and not proven:
         return []
     return [
@@ -169,7 +169,8 @@ def _what_it_proves(comparison: Comparison, gate: Gate) -> tuple[bool | None, fl
     if comparison.drop_upper_bound is None:
         return None, None, None
     discordant = max(len(comparison.flip_margins), 1) / comparison.images
-    detectable = detectable_drop(discordant, comparison.images)
+    found = detectable_drop(discordant, comparison.images)
+    detectable = found if found < 1.0 else None
     if gate.max_drop is None:
         return None, detectable, None
     needed = images_to_certify(gate.max_drop, discordant) if gate.max_drop > 0 else None
@@ -184,10 +185,11 @@ def _tie_remarks(ties: int, comparison: Comparison) -> list[str]:
 def _proof_remarks(
     comparison: Comparison, gate: Gate, certified: bool | None, detectable: float | None, needed: int | None
 ) -> list[str]:
-    if certified is not False or gate.max_drop is None or comparison.drop_upper_bound is None or detectable is None:
+    if certified is not False or gate.max_drop is None or comparison.drop_upper_bound is None:
         return []
+    shown = "" if detectable is None else f"; they show a drop of {detectable:.1%} or more"
     advice = f"; about {needed:,} images would" if needed is not None and needed > comparison.images else ""
     return [
         f"{comparison.images} images cannot prove a drop of at most {gate.max_drop:.2%} "
-        f"(95 % bound: {comparison.drop_upper_bound:.2%}){advice}; they show a drop of {detectable:.1%} or more"
+        f"(95 % bound: {comparison.drop_upper_bound:.2%}){advice}{shown}"
     ]

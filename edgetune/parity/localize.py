@@ -249,7 +249,7 @@ def bisect(count: int, is_wrong: Callable[[int], bool]) -> int | None:
 
 def gate_db(precision: str) -> float:
     """How far, in dB, a prefix of a candidate may be from the reference's: errors before it included."""
-    return {"fp32": 80.0, "fp16": 35.0, "int8": 20.0}[precision]
+    return {"fp32": 80.0, "tf32": 40.0, "fp16": 35.0, "int8": 20.0}[precision]
 
 
 def _run(runner: Runner, images: Array) -> dict[str, Array]:

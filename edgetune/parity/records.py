@@ -255,6 +255,23 @@ def failed(entry: ParityEntry, reason: str, *, stage: str = "") -> ParityEntry:
     )  # fmt: skip
 
 
+def storable(report: ParityReport) -> ParityReport:
+    """NaN and infinity, which JSON does not have, become None; a distance of -inf dB is told by its other figures."""
+    plain: ParityReport = _storable(report)
+    return plain
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, float):
+        return _finite(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_storable(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {field.name: _storable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
+
+
 def report_json(report: ParityReport) -> bytes:
     content: dict[str, Any] = to_dict(report)
     return pretty_json({**content, "verdict": report.verdict})

@@ -48,6 +48,10 @@ def check_against_record(model: onnx.ModelProto, record: Mapping[str, Any], targ
         ConfigError: the record has nothing about the target.
         UsageError: there is no such target.
     """
+    find_target(target)
+    tensors = {tensor for _, tensor in _activation_pairs(Network.of_model(model))}
+    if tensors and tensors.isdisjoint(_ranges(record, target)):
+        return ["the calibration record is another model's: it knows none of the graph's quantized tensors"]
     return [str(mismatch) for mismatch in find_mismatches(model, record, target)]
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgetune.core.errors import TensorError
 from edgetune.core.tensors import IMAGE_INPUT, Array, Feed, TensorSpec
 
 
@@ -85,5 +86,12 @@ def _infer_part(runner: Runner, feed: Feed) -> dict[str, Array]:
 
 
 def infer_images(runner: Runner, images: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.float32]:
-    """Runs any number of uint8 images `(N, H, W, 3)` and returns the named output as float32 `(N, ...)`."""
-    return infer_parts(runner, {IMAGE_INPUT: images})[output].astype(np.float32, copy=False)
+    """Runs any number of uint8 images `(N, H, W, 3)` and returns the named output as float32 `(N, ...)`.
+
+    Raises:
+        TensorError: the model has no such output, or takes other inputs.
+    """
+    outputs = infer_parts(runner, {IMAGE_INPUT: images})
+    if output not in outputs:
+        raise TensorError(f"the model has the outputs {sorted(outputs)}, expected {output!r}.")
+    return outputs[output].astype(np.float32, copy=False)

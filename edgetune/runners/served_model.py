@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from edgetune.core.config import from_dict
-from edgetune.core.errors import ConfigError, ModelError, UsageError
+from edgetune.core.errors import ConfigError, EdgetuneError, ModelError, UsageError
 from edgetune.core.preprocess import PreprocessSpec
 from edgetune.core.tensors import TensorSpec
 from edgetune.runners.http_client import Call, HttpClient, accepted, shortened
@@ -58,10 +58,11 @@ def read_served_model(client: HttpClient, model: str) -> RemoteModel:
         raise ModelError(f"{source}: the model is {shortened(repr(metadata.get('name')))}, expected {name!r}.")
     parameters = metadata.get("parameters")
     told = _Told(parameters if isinstance(parameters, dict) else {}, f"{source}: parameters")
+    inputs = tensor_specs(metadata, "inputs", source)
     return RemoteModel(
         url=client.url,
         name=name,
-        inputs=tensor_specs(metadata, "inputs", source),
+        inputs=inputs,
         outputs=tensor_specs(metadata, "outputs", source),
         server=" ".join(str(server[key])[:64] for key in ("name", "version") if server.get(key)),
         artifact=told.text("artifact"),
@@ -71,9 +72,23 @@ def read_served_model(client: HttpClient, model: str) -> RemoteModel:
         runner=told.text("runner"),
         classes=told.words("classes"),
         preprocess=told.preprocess(),
-        max_batch=told.count("max_batch"),
+        max_batch=told.count("max_batch") or _configured_batch(client, call.path, inputs),
         max_body_bytes=told.count("max_body_bytes"),
     )
+
+
+def _configured_batch(client: HttpClient, model_path: str, inputs: tuple[TensorSpec, ...]) -> int | None:
+    """The largest batch by the model's configuration, as Triton gives it: 0 stands for no batches, so one image at a
+    time. None where the server has no such page, or the inputs' shapes fix the batch.
+    """
+    if any(spec.shape[:1] != (None,) for spec in inputs):
+        return None
+    try:
+        config = _ask(client, Call("GET", f"{model_path}/config", max_bytes=_METADATA_BYTES))
+    except EdgetuneError:  # an extension, which no server must have
+        return None
+    size = config.get("max_batch_size")
+    return max(size, 1) if type(size) is int and size >= 0 else None
 
 
 def _only_model(client: HttpClient, server: dict[str, Any]) -> str:

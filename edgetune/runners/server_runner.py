@@ -45,6 +45,7 @@ class ServerRunner:
             raise UsageError(f"the wire {wire!r} is not known; known: {', '.join(WIRES)}.")
         self._server = _Server(url, model, timeout_s)
         self._wire = wire
+        self._kept_to: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,12 +73,15 @@ class ServerRunner:
         """As many as the server takes, both as items and as bytes on this wire; None where it does not say."""
         served = self.served
         limits = _fixed_batches(served)
-        if served.max_batch is not None:
-            limits.append(served.max_batch)
+        limits += [limit for limit in (served.max_batch, self._kept_to) if limit is not None]
         if served.max_body_bytes is not None:
             weight = item_bytes(served.inputs, binary=self._wire == BINARY)
             limits.append(max(1, (served.max_body_bytes - _HEAD_BYTES) // weight))
         return min(limits, default=None)
+
+    def keep_to(self, batch: int) -> None:
+        """From now on at most `batch` images at a time, or as many as the model takes at least."""
+        self._kept_to = max(batch, self.min_batch)
 
     def __enter__(self) -> ServerRunner:
         """Raises `AddressError`, `ModelError` or `UsageError`, as their messages say."""

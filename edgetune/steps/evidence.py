@@ -191,8 +191,10 @@ class _Parts:
 
     def nameless(self, judged: dict[str, Any]) -> dict[str, Any]:
         """Parity's report without the user's images and classes: how many could not be read, or changed their label."""
-        entries = [{**entry, "flips": len(entry["flips"])} for entry in judged["artifacts"]]
+        told = {check["reason"] for check in judged["stages"]}
+        entries = [_anonymous_entry(entry, told) for entry in judged["artifacts"]]
         bare = {key: value for key, value in judged.items() if key != "class_names"}
+        bare["stages"] = [{**check, "reason": ""} for check in judged["stages"]]
         cleaned: dict[str, Any] = self._clean({**bare, "artifacts": entries, "skipped": len(judged["skipped"])})
         return cleaned
 
@@ -203,6 +205,12 @@ class _Parts:
         if isinstance(value, dict):
             return {name: self._clean(item, name) for name, item in value.items()}
         return [self._clean(item, key) for item in value] if isinstance(value, list) else value
+
+
+def _anonymous_entry(entry: dict[str, Any], told: set[str]) -> dict[str, Any]:
+    """What the common stages say may quote names that are nowhere else; their verdicts are told without it."""
+    reasons = ["a stage before all artifacts failed" if reason in told else reason for reason in entry["reasons"]]
+    return {**entry, "reasons": reasons, "flips": len(entry["flips"])}
 
 
 def _collect(options: EvidenceOptions, progress: Progress) -> Evidence:

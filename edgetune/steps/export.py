@@ -35,7 +35,7 @@ from edgetune.parity.compare import LogitsTable
 from edgetune.parity.gate_set import DEFAULT_GATES
 from edgetune.parity.gates import DEFAULT_MAX_DROP
 from edgetune.parity.page import report_html
-from edgetune.parity.records import ParityReport, report_json
+from edgetune.parity.records import ParityReport, report_json, storable
 from edgetune.parity.report import COLUMNS, report_rows, titles
 from edgetune.quantize.calibrate import (
     DEFAULT_IMAGES,
@@ -53,7 +53,7 @@ from edgetune.steps.fit import feature_cache, features_model_path
 from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
 from edgetune.steps.parity import make_report
-from edgetune.steps.parity_files import REPORT_NAME, thumbnails, validation_files
+from edgetune.steps.parity_files import REPORT_NAME, paths_by_hash, thumbnails, validation_files
 from edgetune.verify.reference import REFERENCE_NAME, load_run_backbone, stored_reference_bytes
 from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 
@@ -189,11 +189,12 @@ class _Maker:
     def _report(self, judged: Judged, artifacts: list[Artifact]) -> tuple[ParityReport, list[Artifact]]:
         entries, table = judged.entries, judged.table
         report = make_report("the run's validation split", self._run.classes, tuple(entries.values()), table.skipped)
-        report = dataclasses.replace(report, noise_db=judged.noise_db)
+        report = storable(dataclasses.replace(report, noise_db=judged.noise_db))
         (self._folder / REPORT_NAME).write_bytes(report_json(report))
         keys = dict(zip(entries, titles(report), strict=True))
         pairs = {keys[name]: pair for name, pair in judged.pairs.items()}
-        (self._folder / "parity.html").write_bytes(report_html(report, pairs, thumbnails(report, table)))
+        small = thumbnails(report, paths_by_hash(table))
+        (self._folder / "parity.html").write_bytes(report_html(report, pairs, small))
         reference = stored_reference_bytes(judged.reference.name, table.hashes, judged.reference.logits)
         (self._folder / REFERENCE_NAME).write_bytes(reference)
         by_name = {entry.artifact: entry for entry in entries.values()}

@@ -15,14 +15,15 @@ from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import Skipped
 from edgetune.data.image_folder import SkippedFile
 from edgetune.parity.gate_set import DEFAULT_GATES, GateSet, load_gates
-from edgetune.parity.records import SCHEMA_VERSION, ParityEntry, ParityReport, StageCheck, failed
+from edgetune.parity.records import SCHEMA_VERSION, ParityEntry, ParityReport, StageCheck, failed, storable
 from edgetune.parity.report import titles
 from edgetune.runners.choice import RunnerOptions
 from edgetune.runners.ort_runner import ort_version
 from edgetune.runners.server_runner import ServerRunner
 from edgetune.steps.parity_files import check_report_folder, files_to_judge, write_reports
+from edgetune.verify.engine_verdicts import told
 from edgetune.verify.reference import find_run
-from edgetune.verify.session import JudgeJob, judge_bundle
+from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 from edgetune.verify.stages import check_bundle, check_pixels
 
 
@@ -68,17 +69,32 @@ def parity(
     job = JudgeJob(
         bundle, found, files, gates, options.kinds or (options.runner.kind,), options.runner, options.url,
         options.localize, options.out / "repro" if options.out is not None else None, _build_engine,
+        options.require,
     )  # fmt: skip
     common = (*check_bundle(bundle, found), check_pixels(files, bundle.manifest.preprocess))
     judged = judge_bundle(job, progress)
-    entries = tuple(_with_common(entry, common, require=options.require) for entry in judged.entries.values())
+    entries = _closed_entries(judged, common, gates, require=options.require)
     source = str(data) if data is not None else "the run's validation split"
-    report = make_report(source, bundle.manifest.classes, entries, (*listed, *judged.table.skipped), common)
-    report = dataclasses.replace(report, noise_db=judged.noise_db)
+    skipped = (*listed, *judged.table.skipped)
+    report = make_report(source, bundle.manifest.classes, entries, skipped, common)
+    report = storable(dataclasses.replace(report, noise_db=judged.noise_db))
     if options.out is not None:
         keys = dict(zip(judged.entries, titles(report), strict=True))
         write_reports(options.out, report, {keys[name]: pair for name, pair in judged.pairs.items()}, judged.table)
     return report
+
+
+def _closed_entries(
+    judged: Judged, common: tuple[StageCheck, ...], gates: GateSet, *, require: bool
+) -> tuple[ParityEntry, ...]:
+    """The entries with what the common stages say of them. An engine's verdict then lies beside it, if it was judged by
+    the default gates: whoever takes the engine trusts what everybody means with PASS.
+    """
+    entries = {name: _with_common(entry, common, require=require) for name, entry in judged.entries.items()}
+    if gates == DEFAULT_GATES:
+        engines = {name: subject for name, subject in judged.subjects.items() if subject.sealed is not None}
+        entries |= {name: told(subject, entries[name]) for name, subject in engines.items()}
+    return tuple(entries.values())
 
 
 def make_report(

@@ -83,23 +83,28 @@ def check_report_folder(out: Path, *, force: bool) -> None:
 
 
 def write_reports(
-    out: Path, report: ParityReport, pairs: Mapping[str, LogitsPair], table: LogitsTable | None = None
+    out: Path, report: ParityReport, pairs: Mapping[str, LogitsPair], images: LogitsTable | Mapping[str, Path]
 ) -> None:
     """JSON for programs, Markdown for a pull request, JUnit XML for CI, and a page for people; `pairs` by title. The
-    `table` knows the files of the images whose label changed.
+    `images` tell the files of those whose label changed: a table, or paths by content hash.
     """
-    small = {} if table is None else thumbnails(report, table)
+    small = thumbnails(report, paths_by_hash(images) if isinstance(images, LogitsTable) else images)
     write_bytes_atomic(out / REPORT_NAME, report_json(report))
     write_bytes_atomic(out / "parity.md", report_markdown(report).encode())
     write_bytes_atomic(out / "parity.xml", report_junit(report))
     write_bytes_atomic(out / "parity.html", report_html(report, pairs, small))
 
 
-def thumbnails(report: ParityReport, table: LogitsTable) -> dict[str, bytes]:
-    """Small JPEGs, by content hash, of images whose label changed; what cannot be read any more has none."""
+def paths_by_hash(table: LogitsTable) -> dict[str, Path]:
+    return {sha256: file.path for sha256, file in zip(table.hashes, table.files, strict=True)}
+
+
+def thumbnails(report: ParityReport, paths: Mapping[str, Path]) -> dict[str, bytes]:
+    """Small JPEGs, by content hash as `paths` are, of images whose label changed; what cannot be read any more has
+    none.
+    """
     wanted = {flip.sha256 for entry in report.artifacts for flip in entry.flips[:_SHOWN_FLIPS]}
-    paths = {sha256: file.path for sha256, file in zip(table.hashes, table.files, strict=True) if sha256 in wanted}
-    small = {sha256: _thumbnail(path) for sha256, path in paths.items()}
+    small = {sha256: _thumbnail(path) for sha256, path in paths.items() if sha256 in wanted}
     return {sha256: jpeg for sha256, jpeg in small.items() if jpeg}
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from edgetune.runners.ort_runner import OrtRunner
 
 
-def open_for_parity(path: Path, precision: str) -> OrtRunner:
+def open_for_parity(path: Path, precision: str, threads: int | None = None) -> OrtRunner:
     """The runner that parity judges an artifact with: ONNX Runtime's CPU, which has to be made to round to float16.
 
     Raises:
         ModuleNotFoundError: onnx, which that takes, is not installed.
     """
     if precision != "fp16":
-        return OrtRunner(path)
+        return OrtRunner(path, threads=threads)
     from edgetune.graph.compose import read_model
     from edgetune.graph.fp16_emulation import emulate_fp16
 
-    return _RoundingRunner(emulate_fp16(read_model(path)).SerializeToString())
+    return _RoundingRunner(emulate_fp16(read_model(path)).SerializeToString(), threads=threads)
 
 
 class _RoundingRunner(OrtRunner):

@@ -10,7 +10,9 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetune.core.errors import DataError, ModelError, UsageError
+import numpy as np
+
+from edgetune.core.errors import DataError, ModelError, UsageError, first_line
 from edgetune.core.files import sha256_of_file
 from edgetune.core.machine import cpu_name
 from edgetune.core.onnx_scan import scan_precision
@@ -65,13 +67,15 @@ class CompareOptions:
 @dataclass(frozen=True)
 class ModelComparison:
     """`pairs` are the logits of each entry that has them, by its `artifact`. `inputs` are a few rows of the one input
-    that both models take alike, None where they do not, and where they were not asked for.
+    that both models are fed alike, None where they are not, and where they were not asked for. `flipped` are the files
+    of the images whose label changed, as far as the report lists them, by sha256.
     """
 
     report: ParityReport
     pairs: dict[str, LogitsPair]
     precision: str
     inputs: Array | None
+    flipped: dict[str, Path]
 
 
 def compare_models(
@@ -82,9 +86,20 @@ def compare_models(
     Raises:
         ModelError: a file is no ONNX model that runs, or the two take other inputs or have no output in common.
         TensorError: an output has no batch dimension, or another shape than the reference's.
-        DataError: the data is no input of these models.
+        DataError: the data is no input of these models, or cannot be read any more.
         UsageError, ConfigError: as their messages say.
     """
+    try:
+        return _compare(reference, candidate, data, options, progress)
+    except OSError as error:
+        path = str(data if error.filename is None else error.filename)
+        kind = ModelError if path in (str(reference), str(candidate)) else DataError
+        raise kind(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+
+
+def _compare(
+    reference: Path, candidate: Path, data: Path, options: CompareOptions, progress: Progress
+) -> ModelComparison:  # fmt: skip
     precisions = tuple(_precision(path) for path in (reference, candidate))
     precision = _gate_name(precisions, options.precision)
     with contextlib.ExitStack() as stack:
@@ -99,16 +114,29 @@ def compare_models(
     remarks = _remarks(reference, candidate, precisions, precision if options.precision is None else "")
     entries = tuple(_completed(entry, reasons, remarks, unrounded=unrounded) for entry in judged.entries)
     report = _report(data, entries, collected, judged)
-    inputs = _few_inputs(source, sides[0].facts, sides[1].facts) if options.keep_inputs else None
-    return ModelComparison(report, judged.pairs, precision, inputs)
+    flipped = _flipped(source, entries)
+    inputs = _few_inputs(source, data) if options.keep_inputs else None
+    return ModelComparison(report, judged.pairs, precision, inputs, flipped)
 
 
-def _few_inputs(source: Source, reference: ModelFacts, candidate: ModelFacts) -> Array | None:
-    kinds = [[(spec.dtype, len(spec.shape)) for spec in model.inputs] for model in (reference, candidate)]
-    if kinds[0] != kinds[1] or len(kinds[0]) != 1:
+def _flipped(source: Source, entries: tuple[ParityEntry, ...]) -> dict[str, Path]:
+    if not isinstance(source, ImageSource):
+        return {}
+    return {flip.sha256: source.paths[flip.sha256] for entry in entries for flip in entry.flips}
+
+
+def _few_inputs(source: Source, data: Path) -> Array | None:
+    """Reads the first rows again. Equal dtypes and shapes are not enough: the same image may be normalised otherwise,
+    or stand with its planes first for one model and last for the other.
+    """
+    batch = next(source.batches(_FEW_ROWS), None)
+    if batch is None:
+        raise DataError(f"the inputs in {data} can no longer be read.", hint="leave them in place while they are used")
+    if len(batch.reference) != 1 or set(batch.reference) != set(batch.candidate):
         return None
-    batch = next(source.batches(_FEW_ROWS))
-    return next(iter(batch.candidate.values()))
+    (name,) = batch.candidate
+    theirs, ours = batch.reference[name], batch.candidate[name]
+    return ours if theirs.dtype == ours.dtype and np.array_equal(theirs, ours) else None
 
 
 def _precision(path: Path) -> str:
@@ -210,6 +238,8 @@ def _remarks(reference: Path, candidate: Path, found: tuple[str, ...], chosen: s
 def _completed(
     entry: ParityEntry, reasons: tuple[str, ...], remarks: tuple[str, ...], *, unrounded: bool
 ) -> ParityEntry:  # fmt: skip
+    if not entry.images:  # an output that the candidate lacks: there is nothing that a gate was held to
+        return entry
     for reason in reasons:
         entry = failed(entry, reason, stage="pixels" if "images" in reason else "labels")
     if unrounded:

@@ -7,17 +7,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import FAIL, NOT_RUN, Bundle
-from edgetune.core.errors import EdgetuneError
+from edgetune.core.errors import EdgetuneError, first_line
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.parity.diagnosis import explain_inputs, explain_outputs
 from edgetune.parity.gate_set import GateSet
-from edgetune.parity.gates import judge
+from edgetune.parity.gates import Gate, judge
 from edgetune.parity.metrics import compare_logits
 from edgetune.parity.records import LogitsPair, ParityEntry, Rung, StageCheck, Variation, failed
 from edgetune.parity.stages import LOGITS, first_failed
@@ -89,24 +88,15 @@ def failed_by_variations(entry: ParityEntry, variations: Sequence[Variation]) ->
 
 def _nearest(subject: Subject, scene: Scene) -> Rung | None:
     """float16 against the float32 graph that it was cast from; on a device, the same file by the CPU."""
-    artifact, kind = subject.choice.artifact, subject.choice.runner
-    images, folder = scene.stages.pixels, scene.bundle.path
-    if kind == CPU:
-        parents = [each for each in scene.bundle.manifest.artifacts if each.precision == "fp32"]
-        if not parents:
-            return None
-        reference: Runner = OrtRunner(folder / parents[0].name)
-        name, gate = f"{parents[0].name} on the CPU", dataclasses.replace(scene.gates.fp16, max_drop=None)
-    else:
-        arithmetic = subject.candidate().arithmetic
-        gate = getattr(scene.gates.device, arithmetic)
-        reference, name = _by_the_book(folder / artifact.name, artifact.precision)
+    if subject.choice.runner == CPU and not _float_parents(scene):
+        return None
+    name, gate = _relative(subject, scene)
     try:
-        with reference:
-            exact = infer_images(reference, images, LOGITS_OUTPUT)
-    except EdgetuneError as error:
-        return Rung(name, 0, None, None, None, None, NOT_RUN, (error.message,))
-    comparison = compare_logits(exact, infer_images(subject.runner, images, LOGITS_OUTPUT), None)
+        with _open_relative(subject, scene) as reference:
+            exact = infer_images(reference, scene.stages.pixels, LOGITS_OUTPUT)
+    except (EdgetuneError, ModuleNotFoundError) as error:
+        return Rung(name, 0, None, None, None, None, NOT_RUN, (first_line(error),))
+    comparison = compare_logits(exact, infer_images(subject.runner, scene.stages.pixels, LOGITS_OUTPUT), None)
     judgement = judge(comparison, gate)
     finite = comparison.finite
     return Rung(
@@ -115,11 +105,26 @@ def _nearest(subject: Subject, scene: Scene) -> Rung | None:
     )  # fmt: skip
 
 
-def _by_the_book(path: Path, precision: str) -> tuple[Runner, str]:
-    if precision == "int8":
-        return OrtRunner(path, optimise=False), INTEGER_REFERENCE
-    runner = open_for_parity(path, precision)
-    return runner, f"{path.name} on the CPU"
+def _float_parents(scene: Scene) -> list[str]:
+    return [each.name for each in scene.bundle.manifest.artifacts if each.precision == "fp32"]
+
+
+def _relative(subject: Subject, scene: Scene) -> tuple[str, Gate]:
+    """What the nearest relative is called, and the gate against it."""
+    if subject.choice.runner == CPU:
+        return f"{_float_parents(scene)[0]} on the CPU", dataclasses.replace(scene.gates.fp16, max_drop=None)
+    artifact = subject.choice.artifact
+    gate: Gate = getattr(scene.gates.device, subject.candidate().arithmetic)
+    return (INTEGER_REFERENCE if artifact.precision == "int8" else f"{artifact.name} on the CPU"), gate
+
+
+def _open_relative(subject: Subject, scene: Scene) -> Runner:
+    artifact, folder = subject.choice.artifact, scene.bundle.path
+    if subject.choice.runner == CPU:
+        return OrtRunner(folder / _float_parents(scene)[0])
+    if artifact.precision == "int8":
+        return OrtRunner(folder / artifact.name, optimise=False)
+    return open_for_parity(folder / artifact.name, artifact.precision)
 
 
 def _with_stages(entry: ParityEntry, checks: tuple[StageCheck, ...]) -> ParityEntry:

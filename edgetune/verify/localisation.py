@@ -21,6 +21,7 @@ from edgetune.runners.ort_runner import OrtRunner
 from edgetune.runners.trt_runner import TrtRunner
 from edgetune.verify.details import Scene
 from edgetune.verify.file_check import calibration_of
+from edgetune.verify.judging import arithmetic_of
 from edgetune.verify.localize import LocalizeJob, localize
 from edgetune.verify.reference import has_torch, load_run_backbone, open_classifier
 from edgetune.verify.subjects import Subject
@@ -59,7 +60,7 @@ def _job(subject: Subject, scene: Scene, place: Place, scratch: Path) -> Localiz
     artifact = subject.choice.artifact
     return LocalizeJob(
         candidate=scene.bundle.path / artifact.name,
-        precision=artifact.precision,
+        precision=arithmetic_of(artifact.precision, subject.choice.runner),
         reference=_float_parent(scene.bundle, artifact),
         torch=_torch_opener(place.run),
         images=scene.stages.pixels,

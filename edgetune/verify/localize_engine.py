@@ -68,7 +68,7 @@ def bisect_prefixes(
             f"The prefix up to {tensor!r} is the first that is wrong: its SQNR is {_say(moments)}, at least "
             f"{gate_db(precision):.0f} dB are expected; {prefixes.builds} builds."
         ),
-        option=shlex.join(["--keep-float", block.name]) if block.has_product and precision != "fp32" else "",
+        option=shlex.join(["--keep-float", block.name]) if block.has_product and precision in ("fp16", "int8") else "",
         repro="",
         images=prefixes.images,
         blocks=prefixes.records(blocks),

@@ -145,7 +145,9 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where inputs come from. After the last batch, `keys` has the file and sha256 of every row, in order."""
+    """Where inputs come from. After the last batch, `keys` has the name of every row, which is an image's folder and
+    file, and its sha256, in order.
+    """
 
     @property
     def total(self) -> int: ...
@@ -175,12 +177,13 @@ class ArraySource:
 
 
 class ImageSource:
-    """Image files, decoded once and given to each model in its own form."""
+    """Image files, decoded once and given to each model in its own form; `paths` are by sha256."""
 
     def __init__(self, listing: Listing, forms: tuple[ImageForm, ImageForm], specs: tuple[PreprocessSpec, ...]) -> None:
         self._listing = listing
         self._forms, self._specs = forms, specs
         self.keys: list[tuple[str, str]] = []
+        self.paths: dict[str, Path] = {}
         self.labels: list[int] = []
         self.skipped = list(listing.skipped)
 
@@ -198,7 +201,8 @@ class ImageSource:
     def batches(self, size: int) -> Iterator[Batch]:
         with SampleStream(self._listing.files, self._specs[0]) as stream:
             for samples, images in batches(stream, size, self.skipped.append):
-                self.keys += [(str(sample.file.path), sample.sha256) for sample in samples]
+                self.keys += [("/".join(sample.file.path.parts[-2:]), sample.sha256) for sample in samples]
+                self.paths.update((sample.sha256, sample.file.path) for sample in samples)
                 self.labels += [sample.file.label for sample in samples]
                 yield Batch(self._forms[0].feed(images, self._specs[0]), self.candidate_feed(images), images)
 

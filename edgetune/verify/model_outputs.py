@@ -44,7 +44,8 @@ class Output:
 class Collected:
     """`outputs` in the order of the reference's; `logits` is the one that has a label in each row, if one does.
 
-    `first_images` are the pixels of the first batch, for explaining what differs; None for arrays.
+    `first_images` are the pixels of the first batch, for explaining what differs; None for arrays. `missing` has a
+    reason for each output, by name, that the reference makes and the candidate does not.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Collected:
     first_images: Images | None
     answer: Callable[[Images], _Logits] | None
     remarks: tuple[str, ...]
+    missing: dict[str, str]
 
     @property
     def skipped(self) -> tuple[SkippedFile, ...]:
@@ -67,7 +69,7 @@ def collect(source: Source, reference: Side, candidate: Side, progress: Progress
         TensorError: an output has no row for each input, or another shape than the reference's.
         DataError: not one input could be read.
     """
-    names, remarks = _common_outputs(reference, candidate)
+    names, missing, remarks = _common_outputs(reference, candidate)
     runners = (_WholeBatches(reference.runner), _WholeBatches(candidate.runner))
     outputs = tuple(Output(pair, RunningDistance(), ([], [])) for pair in names)
     logits: Output | None = None
@@ -84,28 +86,57 @@ def collect(source: Source, reference: Side, candidate: Side, progress: Progress
     if not _has_begun(outputs):
         raise _nothing_read(source)
     progress("parity", source.total, source.total)
-    return Collected(source, outputs, logits, first_images, _answerer(source, runners[1], logits), remarks)
+    return Collected(source, outputs, logits, first_images, _answerer(source, runners[1], logits), remarks, missing)
 
 
 def _has_begun(outputs: Sequence[Output]) -> bool:
     return outputs[0].distance.rows > 0
 
 
-def _common_outputs(reference: Side, candidate: Side) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """Names of the outputs to compare, `logits` first, and what is left out."""
-    theirs, ours = reference.runner.output_specs, candidate.runner.output_specs
-    numeric = [[spec.name for spec in specs if _is_numeric(spec)] for specs in (theirs, ours)]
-    common = [name for name in numeric[0] if name in numeric[1]]
-    common.sort(key=lambda name: name != LOGITS_OUTPUT)
-    if common:
-        left_out = sorted({spec.name for spec in (*theirs, *ours)} - set(common))
-        return [(name, name) for name in common], (f"not compared: {', '.join(left_out)}",) if left_out else ()
-    if len(numeric[0]) == len(numeric[1]) == 1:
-        pair = (numeric[0][0], numeric[1][0])
-        return [pair], (f"the candidate's only output {pair[1]!r} is taken for the reference's {pair[0]!r}",)
-    raise ModelError(
-        f"the models have no output in common that holds numbers: {reference.title} makes {describe(theirs)}; "
-        f"{candidate.title} makes {describe(ours)}."
+def _common_outputs(
+    reference: Side, candidate: Side
+) -> tuple[list[tuple[str, str]], dict[str, str], tuple[str, ...]]:  # fmt: skip
+    """Names of the outputs to compare, `logits` first; why others of the reference cannot be; and remarks."""
+    theirs, ours = ({spec.name: spec for spec in side.runner.output_specs} for side in (reference, candidate))
+    same = [name for name in theirs if name in ours and _is_numeric(theirs[name]) == _is_numeric(ours[name])]
+    left, over = ([spec for spec in specs.values() if spec.name not in same] for specs in (theirs, ours))
+    pairs = [(name, name) for name in same if _is_numeric(theirs[name])]
+    unread = [name for name in same if not _is_numeric(theirs[name])]
+    remarks = [f"not compared, as these are no arrays of numbers: {', '.join(unread)}"] if unread else []
+    if len(left) == len(over) == 1 and _may_be_the_same(left[0], over[0]):
+        which = "only other output" if same else "only output"
+        remarks.append(f"the candidate's {which} {over[0].name!r} is taken for the reference's {left[0].name!r}")
+        pairs.append((left[0].name, over[0].name))
+        left, over = [], []
+    if not pairs:
+        raise _nothing_in_common(reference, candidate)
+    alone = [spec.name for spec in over if spec.name not in theirs]
+    if alone:
+        remarks.append(f"not compared, as the candidate alone makes them: {', '.join(alone)}")
+    pairs.sort(key=lambda pair: pair[0] != LOGITS_OUTPUT)
+    return pairs, {spec.name: _why_missing(spec, ours.get(spec.name)) for spec in left}, tuple(remarks)
+
+
+def _may_be_the_same(theirs: TensorSpec, ours: TensorSpec) -> bool:
+    """Of one rank, and of sizes that do not contradict. ONNX Runtime gives an output of unknown rank no dimensions."""
+    if not (_is_numeric(theirs) and _is_numeric(ours)):
+        return False
+    if not theirs.shape or not ours.shape:
+        return True
+    pairs = zip(theirs.shape[1:], ours.shape[1:], strict=False)
+    return len(theirs.shape) == len(ours.shape) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _why_missing(theirs: TensorSpec, ours: TensorSpec | None) -> str:
+    if ours is None:
+        return f"the candidate lacks the reference's output {describe((theirs,))}"
+    return f"the reference's output is {describe((theirs,))}, the candidate's {describe((ours,))}"
+
+
+def _nothing_in_common(reference: Side, candidate: Side) -> ModelError:
+    return ModelError(
+        f"the models have no output in common that holds numbers: {reference.title} makes "
+        f"{describe(reference.runner.output_specs)}; {candidate.title} makes {describe(candidate.runner.output_specs)}."
     )
 
 

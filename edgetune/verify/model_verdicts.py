@@ -14,7 +14,7 @@ from edgetune.parity.diagnosis import explain_inputs, explain_outputs
 from edgetune.parity.distance import without_labels
 from edgetune.parity.gates import Gate, class_is_proven_worse, judge, tie_margin
 from edgetune.parity.metrics import Comparison, compare_logits
-from edgetune.parity.records import ClassResult, Flip, LogitsPair, ParityEntry, entry_from_comparison
+from edgetune.parity.records import ClassResult, Flip, LogitsPair, ParityEntry, entry_failed, entry_from_comparison
 from edgetune.verify.model_inputs import ImageSource, ModelFacts, Source, labels_of
 from edgetune.verify.model_outputs import Collected, Output, Side
 
@@ -36,13 +36,16 @@ class Judged:
 
 
 def judge_outputs(collected: Collected, reference: Side, candidate: Side, gate: Gate) -> Judged:
-    """An entry for each output: the first under the candidate's name, others with theirs behind it."""
+    """An entry for each output of the reference: the first that was compared under the candidate's name, others with
+    the output's behind it. One that the candidate lacks fails.
+    """
     classes, entries = 0, []
     class_names: tuple[str, ...] = ()
     pairs: dict[str, LogitsPair] = {}
+    runners = (candidate.runner.name, f"{reference.title} on {reference.runner.name}")
     for index, output in enumerate(collected.outputs):
-        title = candidate.title if index == 0 else f"{candidate.title}: {output.names[1]}"
-        names = (title, candidate.runner.name, f"{reference.title} on {reference.runner.name}")
+        title = candidate.title if index == 0 else f"{candidate.title}: {output.names[0]}"
+        names = (title, *runners)
         if output is collected.logits:
             entry, pair, class_names = _judge_logits(names, collected, (reference.facts, candidate.facts), gate)
             classes, pairs[title] = pair.reference.shape[1], pair
@@ -52,6 +55,9 @@ def judge_outputs(collected: Collected, reference: Side, candidate: Side, gate: 
             judgement = judge(comparison, rule)
             entry = dataclasses.replace(entry_from_comparison(names, comparison, judgement), top1_agreement=None)
         entries.append(_with_remarks(entry, output, collected.remarks if index == 0 else ()))
+    entries += [
+        entry_failed(f"{candidate.title}: {name}", *runners, reason, "") for name, reason in collected.missing.items()
+    ]
     return Judged(tuple(entries), pairs, classes, class_names)
 
 

@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import FAIL, MANIFEST_NAME, NOT_RUN, PASS, Artifact, Bundle
-from edgetune.core.errors import EdgetuneError
+from edgetune.core.errors import EdgetuneError, TensorError
 from edgetune.core.files import sha256_of_file
-from edgetune.core.tensors import LOGITS_OUTPUT
+from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT
 from edgetune.parity.diagnosis import explain_preprocessing
 from edgetune.parity.metrics import compare_logits
-from edgetune.parity.records import ParityEntry, Variation, entry_not_run, failed
-from edgetune.parity.variations import DEVICE_LIMITS, measure_variations
+from edgetune.parity.records import ParityEntry, Variation, failed
+from edgetune.parity.variations import BATCH, DEVICE_LIMITS, measure_variations
 from edgetune.parity.variations import Subject as Varied
 from edgetune.runners.base import FileRunner, Runner, infer_images
+from edgetune.runners.ort_providers import TENSORRT_EP, EpChoice, provider_label
 from edgetune.runners.served_model import RemoteModel
 from edgetune.runners.server_runner import ServerImages, ServerRunner
 from edgetune.verify.details import failed_by_variations
@@ -27,19 +28,23 @@ from edgetune.verify.judging import Candidate
 
 TENSORS_KEY, FILES_KEY = "server tensors", "server files"
 SERVED = "served bundle"
-# Decimal text of float32 and back is exact.
-_JSON_LIMIT = 0.0
+NO_FILES = "no image files were sent: only edgetune's own server takes them"
+# What an edgetune server on ONNX Runtime's TensorRT provider says of its runner.
+_TENSORRT_EP_RUNNER = f"onnxruntime {provider_label(EpChoice(TENSORRT_EP).ort_name)}"
+_IDENTITY = ("artifact_sha256", "bundle_digest", "classes", "preprocess")
 
 
 @dataclass(frozen=True)
 class Server:
-    """An open server: `tensors` over binary, `texts` over JSON, `files` where it takes image files."""
+    """An open server: `tensors` over binary, `texts` over JSON, `files` where it takes image files. `told` is what it
+    said over the first connection.
+    """
 
     told: RemoteModel
     artifact: Artifact | None
-    tensors: Runner
-    texts: Runner
-    files: FileRunner | None
+    tensors: ServerRunner
+    texts: ServerRunner
+    files: ServerImages | None
 
     @property
     def runners(self) -> dict[str, Runner]:
@@ -51,13 +56,13 @@ class Server:
 
     def candidates(self) -> dict[str, Candidate]:
         """What each key of the runners and readers is called."""
-        found = self.artifact
-        name = self.told.artifact or self.told.name
-        precision = found.precision if found is not None else "fp32"
-        candidates = {TENSORS_KEY: Candidate(name, precision, "server", self.tensors.name)}
+        runners = {TENSORS_KEY: self.tensors.name}
         if self.files is not None:
-            candidates[FILES_KEY] = Candidate(name, precision, "server", self.files.name)
-        return candidates
+            runners[FILES_KEY] = self.files.name
+        name = self.told.artifact or self.told.name
+        precision = self.artifact.precision if self.artifact is not None else "fp32"
+        kind = TENSORRT_EP if self.told.runner == _TENSORRT_EP_RUNNER else "server"
+        return {key: Candidate(name, precision, kind, runner) for key, runner in runners.items()}
 
 
 def open_server(stack: contextlib.ExitStack, url: str, bundle: Bundle) -> Server:
@@ -79,16 +84,17 @@ def with_server_details(
     entries: dict[str, ParityEntry], server: Server, bundle: Bundle, images: npt.NDArray[np.uint8]
 ) -> dict[str, ParityEntry]:
     """The server's entries; they fail where it serves another bundle, or answers JSON or other batches otherwise."""
-    differences = what_differs(bundle, server.told)
+    differences = [*what_differs(bundle, server.told), *_differs_between_connections(server)]
     judged = {name: entry for name, entry in entries.items() if name in (TENSORS_KEY, FILES_KEY)}
-    if TENSORS_KEY in judged and judged[TENSORS_KEY].verdict != NOT_RUN:
-        judged[TENSORS_KEY] = _with_variations(judged[TENSORS_KEY], server, images)
-    judged = {name: _with_differences(entry, differences) for name, entry in judged.items()}
-    if server.files is None:
-        reason = "only edgetune's own server takes image files"
-        name = server.told.name
-        judged[FILES_KEY] = entry_not_run(name, "server (image bytes)", judged[TENSORS_KEY].reference, reason)
-    return judged
+    if TENSORS_KEY in judged:
+        entry = judged[TENSORS_KEY]
+        # Of NaN every comparison says the same, and a server that went away is not waited for again.
+        if entry.verdict != NOT_RUN and entry.max_abs_diff is not None:
+            entry = _with_variations(entry, server, images)
+        if server.files is None:
+            entry = dataclasses.replace(entry, remarks=(*entry.remarks, NO_FILES))
+        judged[TENSORS_KEY] = entry
+    return {name: _with_differences(entry, differences) for name, entry in judged.items()}
 
 
 def _with_differences(entry: ParityEntry, differences: list[tuple[str, str]]) -> ParityEntry:
@@ -122,29 +128,65 @@ def what_differs(bundle: Bundle, told: RemoteModel) -> list[tuple[str, str]]:
     return found
 
 
+def _differs_between_connections(server: Server) -> list[tuple[str, str]]:
+    """Behind one address there may be several servers, and each connection may lead to another of them."""
+    for other in (server.texts, server.files):
+        changed = [] if other is None else [
+            name for name in _IDENTITY if getattr(other.served, name) != getattr(server.told, name)
+        ]  # fmt: skip
+        if other is not None and changed:
+            return [(
+                SERVED,
+                f"several servers answer behind {server.told.url}, and not with one bundle: over another connection, "
+                f"{other.name} has another {', '.join(changed)}",
+            )]  # fmt: skip
+    return []
+
+
 def _with_variations(entry: ParityEntry, server: Server, images: npt.NDArray[np.uint8]) -> ParityEntry:
-    precision = server.artifact.precision if server.artifact is not None else "fp32"
+    limits = DEVICE_LIMITS[server.candidates()[TENSORS_KEY].arithmetic]
     try:
-        variations = measure_variations(Varied(server.tensors), images, DEVICE_LIMITS[precision])
-        plain = infer_images(server.tensors, images, LOGITS_OUTPUT)
-        variations = (*variations, _as_json(plain, server.texts, images))
+        refused = _refused_batch(server, images)
+        measured = measure_variations(Varied(server.tensors), images, limits)
+        variations = (*measured, *refused, _as_json(server, images, limits.same))
     except EdgetuneError as error:
         return failed(entry, f"a few images alone do not run: {error.message}", stage="invariance")
     return dataclasses.replace(failed_by_variations(entry, variations), variations=variations)
 
 
-def _as_json(plain: npt.NDArray[np.float32], texts: Runner, images: npt.NDArray[np.uint8]) -> Variation:
-    """Tensors as decimal text against the same tensors as bytes."""
+def _refused_batch(server: Server, images: npt.NDArray[np.uint8]) -> tuple[Variation, ...]:
+    """A server that does not say how many images it takes may refuse more than it was sent so far, which is no fault;
+    then it is sent no more than that.
+    """
+    if server.tensors.max_batch is not None or len(images) <= BATCH:
+        return ()
     try:
-        comparison = compare_logits(plain, infer_images(texts, images, LOGITS_OUTPUT), None)
+        server.tensors.infer({IMAGE_INPUT: images})
+    except TensorError as error:
+        server.tensors.keep_to(BATCH)
+        return (Variation(f"batch {len(images)}", 0, None, None, 0, None, NOT_RUN, error.message),)
+    return ()
+
+
+def _as_json(server: Server, images: npt.NDArray[np.uint8], share: float) -> Variation:
+    """Tensors as decimal text, which is exact, against the same tensors as bytes. They are run twice, so they may
+    differ by as much as any call that is made again: `share` of the largest logit.
+    """
+    for runner in (server.tensors, server.texts):
+        runner.keep_to(BATCH)
+    plain = infer_images(server.tensors, images, LOGITS_OUTPUT)
+    try:
+        comparison = compare_logits(plain, infer_images(server.texts, images, LOGITS_OUTPUT), None)
     except EdgetuneError as error:
-        return Variation("json", len(images), None, None, 0, _JSON_LIMIT, FAIL, error.message)
-    same = comparison.finite and comparison.max_abs_diff <= _JSON_LIMIT
-    reason = "" if same else f"the answer as JSON differs from the binary one by up to {comparison.max_abs_diff:.3g}"
-    return Variation(
-        "json", len(images), comparison.max_abs_diff if comparison.finite else None, comparison.sqnr_db,
-        len(comparison.flip_margins), _JSON_LIMIT, PASS if same else FAIL, reason,
-    )  # fmt: skip
+        return Variation("json", len(images), None, None, 0, None, FAIL, error.message)
+    if not comparison.finite:
+        return Variation("json", len(images), None, None, 0, None, FAIL, "the logits hold NaN or infinity")
+    difference, limit = comparison.max_abs_diff, share * max(1.0, comparison.reference_max_abs)
+    same = difference <= limit
+    reason = "" if same else f"the answer as JSON differs from the binary one by up to {difference:.3g}"
+    sqnr_db = comparison.sqnr_db if comparison.sqnr_db is not None and np.isfinite(comparison.sqnr_db) else None
+    flips = len(comparison.flip_rows)
+    return Variation("json", len(images), difference, sqnr_db, flips, limit, PASS if same else FAIL, reason)
 
 
 def with_file_diagnosis(

@@ -15,10 +15,9 @@ from edgetune.core.run import Run
 from edgetune.data.image_folder import ImageFile
 from edgetune.parity.compare import LogitsTable, collect_logits, spread_rows
 from edgetune.parity.gate_set import GateSet
-from edgetune.parity.records import LogitsPair, ParityEntry
+from edgetune.parity.records import LogitsPair, ParityEntry, incomplete
 from edgetune.runners.choice import RunnerOptions
 from edgetune.verify.details import Scene, with_details
-from edgetune.verify.engine_verdicts import told
 from edgetune.verify.float32_noise import float32_noise_db, known_noise_db
 from edgetune.verify.judging import Reference, judge_table, known_reference, live_reference
 from edgetune.verify.localisation import EngineBuilder, Place, with_localisation
@@ -36,6 +35,7 @@ from edgetune.verify.subjects import REFERENCE_KEY, Subject, find_subjects, open
 if TYPE_CHECKING:
     from edgetune.runners.torch_runner import TorchRunner
 
+_UNREAD_SHARE = 0.1
 _EXPLAINED_FILES = 16  # fewer say too little where there are two classes only
 
 
@@ -56,14 +56,18 @@ class JudgeJob:
     localize: bool = False
     repro: Path | None = None
     build: EngineBuilder | None = None
+    require: bool = False
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Entries in the order of the report, and the logits they compare, by the same names; `table` has all logits."""
+    """Entries in the order of the report, the logits they compare, and what was judged, by the same names; the subjects
+    are closed again. `table` has all logits.
+    """
 
     entries: dict[str, ParityEntry]
     pairs: dict[str, LogitsPair]
+    subjects: dict[str, Subject]
     table: LogitsTable
     reference: Reference
     noise_db: float | None
@@ -92,13 +96,15 @@ def judge_bundle(job: JudgeJob, progress: Progress = no_progress) -> Judged:
         noise_db = float32_noise_db(live, few.pixels) if live is not None else known_noise_db(job.bundle)
         scene = Scene(job.bundle, job.gates.with_noise(noise_db), job.runner, few)
         entries, pairs = judge_table(table, reference, candidates, scene.gates)
+        entries = {key: _of_enough(entry, table, require=job.require) for key, entry in entries.items()}
         for key, subject in opened.items():
             entry = with_details(entries[key], subject, pairs.get(key), scene)
-            entries[key] = _closed(entry, subject, scene, job, progress)
+            entry = _gave_way(entry, job.gates, noise_db)
+            entries[key] = _localised(entry, subject, scene, job, progress)
         if server is not None:
             entries |= _look_at_server(entries, pairs, server, scene, table)
     missing = {f"missing {index}": entry for index, entry in enumerate((*subjects.missing, *lost))}
-    return Judged(entries | missing, pairs, table, reference, noise_db)
+    return Judged(entries | missing, pairs, opened, table, reference, noise_db)
 
 
 def _open_live(stack: contextlib.ExitStack, job: JudgeJob) -> TorchRunner | None:
@@ -139,11 +145,29 @@ def _reference(table: LogitsTable, live: TorchRunner | None, stored: StoredRefer
     return live_reference(live.name, table.logits[REFERENCE_KEY])
 
 
-def _closed(entry: ParityEntry, subject: Subject, scene: Scene, job: JudgeJob, progress: Progress) -> ParityEntry:
-    """The entry as it stays: what failed is localised, and an engine's verdict lies beside it."""
+def _gave_way(entry: ParityEntry, gates: GateSet, noise_db: float | None) -> ParityEntry:
+    if noise_db is None or entry.gate is None or entry.gate.min_sqnr_db == gates.fp32.min_sqnr_db:
+        return entry
+    if entry.gate != gates.with_noise(noise_db).fp32:
+        return entry
+    told = f"PyTorch's own float32 is {noise_db:.1f} dB from float64: {entry.gate.min_sqnr_db:.1f} dB are expected"
+    return dataclasses.replace(entry, remarks=(*entry.remarks, told))
+
+
+def _of_enough(entry: ParityEntry, table: LogitsTable, *, require: bool) -> ParityEntry:
+    """Images that cannot be read say nothing; where they are many, neither does the rest of them."""
+    unread = len(table.skipped)
+    total = unread + len(table.files)
+    if unread <= (0.0 if require else _UNREAD_SHARE) * total:
+        return entry
+    return incomplete(entry, f"{unread} of {total} images could not be read")
+
+
+def _localised(entry: ParityEntry, subject: Subject, scene: Scene, job: JudgeJob, progress: Progress) -> ParityEntry:
+    """The entry with the block that broke, where one is looked for."""
     if job.localize and entry.verdict == FAIL:
         entry = with_localisation(entry, subject, scene, Place(job.found, job.repro, job.build), progress=progress)
-    return told(subject, entry)
+    return entry
 
 
 def _look_at_server(
@@ -153,5 +177,8 @@ def _look_at_server(
     if FILES_KEY not in pairs:
         return found
     rows = spread_rows(len(table.files), _EXPLAINED_FILES)
-    files = [table.files[row].path.read_bytes() for row in rows]
+    try:
+        files = [table.files[row].path.read_bytes() for row in rows]
+    except OSError:  # gone meanwhile; the verdict stands without an explanation
+        return found
     return with_file_diagnosis(found, server, scene.bundle, files, table.logits[FILES_KEY][rows])

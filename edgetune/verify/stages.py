@@ -15,6 +15,7 @@ from edgetune.core.bundle import FAIL, NOT_RUN, PASS, Artifact, Bundle
 from edgetune.core.errors import (
     BundleError,
     DataError,
+    EdgetuneError,
     ImageError,
     MissingDependencyError,
     ModelError,
@@ -31,7 +32,7 @@ from edgetune.parity.gate_set import DEFAULT_GATES, GateSet
 from edgetune.parity.records import StageCheck
 from edgetune.parity.stages import FEATURES, NORMALISED, PIXELS, Floats, StageTensors, judge_stages, normalise
 from edgetune.parity.statements import Statement, check_golden, check_statements, statement_from_metadata
-from edgetune.runners.base import Runner
+from edgetune.runners.base import Runner, infer_images
 from edgetune.runners.ort_runner import OrtRunner
 from edgetune.verify.by_the_book import open_for_parity
 from edgetune.verify.reference import has_torch, load_run_backbone, load_stored_reference
@@ -213,17 +214,17 @@ def _candidate_tensors(path: Path, precision: str, pixels: Pixels) -> StageTenso
     """Logits are those of the file as it is; the tensors inside are those of a copy that also gives them out."""
     try:
         with open_for_parity(path, precision) as runner:
-            logits = _infer(runner, pixels)[LOGITS_OUTPUT]
-    except (ModelError, MissingDependencyError) as error:
-        return StageTensors(None, None, None, error.message)
+            logits = infer_images(runner, pixels, LOGITS_OUTPUT)
     except ModuleNotFoundError:
         return StageTensors(None, None, None, _NO_ONNX)
+    except EdgetuneError as error:
+        return StageTensors(None, None, None, error.message)
     try:
         tapped = _run_tapped(path, precision, pixels)
-    except ModelError as error:
-        return StageTensors(None, None, logits, f"its tensors could not be had: {error.message}")
     except ModuleNotFoundError:
         return StageTensors(None, None, logits, _NO_ONNX)
+    except EdgetuneError as error:
+        return StageTensors(None, None, logits, f"its tensors could not be had: {error.message}")
     why = "the graph has no tensor that can be compared"
     return StageTensors(tapped.get(NORMALISED), tapped.get(FEATURES), logits, why)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from edgetune.core.bundle import Bundle
 from edgetune.core.engine_files import read_sidecar
 from edgetune.core.engine_record import EngineRecord
-from edgetune.core.errors import EngineError, MissingDependencyError
+from edgetune.core.errors import EdgetuneError, EngineError, MissingDependencyError
 from edgetune.parity.records import ParityEntry, entry_failed, entry_not_run
 from edgetune.runners.base import Runner
-from edgetune.runners.choice import Choice, RunnerOptions, best_first, choose_all
+from edgetune.runners.choice import ENGINE, Choice, RunnerOptions, best_first, choose_all, find_engine
 from edgetune.runners.from_bundle import enter_all, open_runner
 from edgetune.runners.ort_providers import CPU
 from edgetune.verify.by_the_book import open_for_parity
@@ -52,15 +52,39 @@ def find_subjects(bundle: Bundle, kinds: tuple[str, ...], options: RunnerOptions
         try:
             choices = choose_all(bundle, (kind,), options)
         except (EngineError, MissingDependencyError) as error:
-            missing.append(_nothing_runs(bundle, kind, reference, error.message))
+            refused = _refused_engines(bundle, kind, options, reference)
+            missing += refused or [_nothing_runs(bundle, kind, reference, error.message)]
             continue
         for name, choice in choices.items():
             reason = _why_not(choice)
             if reason:
                 missing.append(entry_not_run(choice.artifact.name, choice.runner, reference, reason))
             elif name not in found:
-                found[name] = _subject(bundle, choice, options)
+                problem = _add_subject(found, name, bundle, choice, options)
+                missing += [_not_opened(choice, reference, problem)] if problem else []
+        missing += _refused_engines(bundle, kind, options, reference)
     return Subjects(found, tuple(missing))
+
+
+def _add_subject(
+    found: dict[str, Subject], name: str, bundle: Bundle, choice: Choice, options: RunnerOptions
+) -> str:  # fmt: skip
+    """Why there is none, if so: a damaged file may show before it is opened."""
+    try:
+        found[name] = _subject(bundle, choice, options)
+    except EdgetuneError as error:
+        return error.message
+    return ""
+
+
+def _refused_engines(bundle: Bundle, kind: str, options: RunnerOptions, reference: str) -> list[ParityEntry]:
+    """Where engines were asked for, artifacts whose only engines do not fit or are damaged; each with its problem."""
+    entries = []
+    for artifact in best_first(bundle.manifest.artifacts, ENGINE) if kind == ENGINE else ():
+        engine, problems = find_engine([artifact], options.cache, allow_failed=True)
+        if engine is None and problems:
+            entries.append(entry_not_run(artifact.name, ENGINE, reference, problems[0].message))
+    return entries
 
 
 def open_subjects(
@@ -92,5 +116,6 @@ def _why_not(choice: Choice) -> str:
 def _subject(bundle: Bundle, choice: Choice, options: RunnerOptions) -> Subject:
     sealed = read_sidecar(choice.engine) if choice.engine is not None else None
     if choice.runner == CPU:
-        return Subject(choice, open_for_parity(bundle.path / choice.artifact.name, choice.artifact.precision), sealed)
+        path = bundle.path / choice.artifact.name
+        return Subject(choice, open_for_parity(path, choice.artifact.precision, options.threads), sealed)
     return Subject(choice, open_runner(bundle, choice, options), sealed)

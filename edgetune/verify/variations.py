@@ -21,6 +21,7 @@ from edgetune.runners.choice import ENGINE, Choice, RunnerOptions
 from edgetune.runners.from_bundle import open_runner
 from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import OrtRunner
+from edgetune.verify.judging import arithmetic_of
 
 INTEGER_REFERENCE = "onnxruntime CPU, unoptimised: the integer reference"
 # The integers of every layer are compared, which is more than enough of them in a few images.
@@ -37,7 +38,8 @@ def variations_of(
     """
     precision = choice.artifact.precision
     if choice.runner != CPU:
-        return measure(_device_subject(bundle, choice, runner, options), images, DEVICE_LIMITS[precision])
+        arithmetic = arithmetic_of(precision, choice.runner)
+        return measure(_device_subject(bundle, choice, runner, options), images, DEVICE_LIMITS[arithmetic])
     measured = measure(_cpu_subject(bundle, choice.artifact, runner, options), images, CPU_LIMITS[precision])
     if precision != "int8":
         return measured

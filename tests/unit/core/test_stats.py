@@ -119,31 +119,40 @@ def test_the_paired_interval_has_the_worked_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "worse", "better", "tests", "over"),
+    ("budget", "worse", "better", "count", "tests", "over"),
     [
-        (0.0, 5, 0, 1, True),
-        (0.0, 4, 0, 1, False),
-        (1.53, 6, 0, 1, True),
-        (1.53, 5, 0, 1, False),
-        (0.0, 8, 1, 1, True),
-        (0.0, 7, 1, 1, True),
-        (0.0, 6, 1, 1, False),
-        (0.0, 5, 0, 2, False),
-        (0.0, 6, 0, 2, True),
-        (5.0, 3, 0, 1, False),
-        (0.0, 0, 9, 1, False),
+        (0.0, 5, 0, 1000, 1, True),
+        (0.0, 4, 0, 1000, 1, False),
+        (0.01, 6, 0, 153, 1, True),
+        (0.01, 5, 0, 153, 1, False),
+        (0.0, 8, 1, 1000, 1, True),
+        (0.0, 6, 1, 1000, 1, False),
+        (0.0, 5, 0, 1000, 2, False),
+        (0.0, 6, 0, 1000, 2, True),
+        (0.05, 3, 0, 100, 1, False),
+        (0.0, 0, 9, 100, 1, False),
     ],
 )
-def test_a_drop_is_proven_by_the_sign_test(budget: float, worse: int, better: int, tests: int, over: bool) -> None:
-    """1/32 and 1/16; (1 + 9) / 512, (1 + 8) / 256 = 0.035, (1 + 7) / 128 = 0.0625; shared by two: 0.025."""
-    assert drop_is_over(budget, worse, better, tests=tests) is over
+def test_a_drop_is_proven_by_its_bound_and_by_the_sign_test(
+    budget: float, worse: int, better: int, count: int, tests: int, over: bool
+) -> None:
+    """Signs: 1/32 and 1/16; (1 + 9) / 512, (1 + 7) / 128 = 0.0625; shared by two: 0.025. Bounds, of 153 images: 6 lost:
+    6 / 155 - 1.644854 * sqrt(7 - 36 / 155) / 155 = 0.0111; 5 lost: 0.0064.
+    """
+    assert drop_is_over(budget, worse, better, count, tests=tests) is over
 
 
-def test_a_proven_drop_is_a_false_alarm_in_at_most_5_of_100() -> None:
-    """Models that are equally accurate, 10 % discordant, 200 images: the exact test never alarms more often."""
-    draws = np.random.default_rng(1).multinomial(200, (0.05, 0.05, 0.90), size=20_000)
-    alarms = np.mean([drop_is_over(0.0, int(worse), int(better)) for worse, better, _ in draws])
-    assert 0.01 < alarms <= 0.05
+@pytest.mark.parametrize(
+    ("shares", "budget"), [((0.05, 0.05), 0.0), ((0.10, 0.0), 0.10), ((0.02, 0.01), 0.01)], ids=["none", "10 %", "1 %"]
+)
+def test_a_drop_within_its_budget_is_a_false_alarm_in_at_most_5_of_100(
+    shares: tuple[float, float], budget: float
+) -> None:
+    """1000 images whose true drop is the budget; 5 % and three standard errors of 20,000 draws."""
+    draws = np.random.default_rng(1).multinomial(1000, (*shares, 1.0 - sum(shares)), size=20_000)
+    pairs, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    alarms = [drop_is_over(budget, int(worse), int(better), 1000) for worse, better in pairs]
+    assert 0.005 < np.dot(alarms, counts) / 20_000 <= 0.055
 
 
 @pytest.mark.parametrize(("share", "drop", "count"), [(0.05, 0.05, 154.6), (0.2, 0.05, 625.0), (0.02, 0.01, 1564.9)])

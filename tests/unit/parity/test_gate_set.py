@@ -76,13 +76,18 @@ def test_there_is_no_gate_for_an_unknown_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise_db", "expected"), [(None, 100.0), (125.0, 100.0), (119.0, 99.0), (106.2, 86.2), (90.0, 80.0)]
+    ("noise_db", "expected"), [(None, 100.0), (125.0, 100.0), (105.0, 100.0), (104.9, 84.9), (90.0, 80.0)]
 )
 def test_float32_is_not_held_to_more_than_it_can(noise_db: float | None, expected: float) -> None:
     gates = DEFAULT_GATES.with_noise(noise_db)
     assert gates.fp32.min_sqnr_db == pytest.approx(expected)
     assert gates.device.fp32.min_sqnr_db == pytest.approx(min(expected, 90.0))
     assert (gates.fp16, gates.int8, gates.fp32.min_agreement) == (DEFAULT_GATES.fp16, DEFAULT_GATES.int8, 1.0)
+
+
+def test_a_limit_that_was_given_does_not_give_way(tmp_path: Path) -> None:
+    assert _load(tmp_path, "[fp32]\nmin_sqnr_db = 120\n").with_noise(90.0).fp32.min_sqnr_db == 120.0
+    assert _load(tmp_path, "[fp32]\nmax_drop = 0.1\n").with_noise(90.0).fp32.min_sqnr_db == 80.0
 
 
 def test_a_rule_that_is_off_stays_off(tmp_path: Path) -> None:

@@ -115,11 +115,12 @@ def _read(stream: Any) -> Request | None:
 def serving(infer: Reply = b"", *, keeps: bool = True, **replies: Any) -> Iterator[RawServer]:
     """A model `m` whose metadata is right, and `infer` as it is given.
 
-    `server`, `model`, `index` and `classify` are the other replies.
+    `server`, `model`, `config`, `index` and `classify` are the other replies.
     """
     known: dict[str, Reply] = {
         "/v2": replies.get("server", http({"name": "raw", "version": "7", "models": ["m"]})),
         "/v2/models/m": replies.get("model", http(METADATA)),
+        "/v2/models/m/config": replies.get("config", http({"error": "unknown"}, "404 Not Found")),
         "/v2/models/m/infer": infer,
         "/v1/classify?top=1&logits=1": replies.get("classify", b""),
         "/v2/repository/index": replies.get("index", b""),

@@ -155,6 +155,45 @@ class TestLimits:
         with serving(model=_model(**parameters)) as server, ServerRunner(server.url, wire=wire) as runner:
             assert (runner.min_batch, runner.max_batch) == (1, expected)
 
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            (http({"name": "m", "max_batch_size": 8}), 8),
+            (http({"name": "m", "max_batch_size": 0}), 1),
+            (http({"name": "m"}), None),
+            (http({"max_batch_size": "8"}), None),
+            (http({"max_batch_size": True}), None),
+            (http({"max_batch_size": -1}), None),
+            (http(b"<html>"), None),
+            (http({"error": "unknown"}, "404 Not Found"), None),
+            (http({"error": "broken"}, "500 Oops"), None),
+            (http({}, "302 Found", Location="/"), None),
+        ],
+        ids=["some", "no batches", "no size", "text", "bool", "below", "no JSON", "404", "500", "redirect"],
+    )
+    def test_another_servers_configuration_tells_the_largest_batch(self, config: bytes, expected: int | None) -> None:
+        with serving(config=config) as server, ServerRunner(server.url) as runner:
+            assert (runner.min_batch, runner.max_batch) == (1, expected)
+
+    def test_images_go_in_batches_as_the_configuration_says(self) -> None:
+        def one(request: Request) -> Iterator[bytes]:
+            assert b'"shape":[1,2,2,3]' in request.body
+            yield http(answer([1.0, 2.0]))
+
+        config = http({"max_batch_size": 0})
+        with serving(one, config=config) as server, ServerRunner(server.url) as runner:
+            assert infer_images(runner, np.zeros((3, 2, 2, 3), np.uint8), "logits").shape == (3, 2)
+
+    def test_edgetunes_own_server_is_not_asked_for_its_configuration(self) -> None:
+        with serving(model=_model(max_batch=3)) as server, ServerRunner(server.url):
+            assert [request.path for request in server.requests] == ["/v2", "/v2/models/m"]
+
+    def test_a_runner_may_be_kept_to_less(self) -> None:
+        with serving(model=_model(max_batch=3)) as server, ServerRunner(server.url) as runner:
+            for batch, expected in ((8, 3), (2, 2)):
+                runner.keep_to(batch)
+                assert runner.max_batch == expected
+
     def test_the_largest_batch_keeps_the_body_within_the_limit(self) -> None:
         """White images have the most digits; the body with its head must not pass what the server takes."""
 
@@ -167,15 +206,16 @@ class TestLimits:
         model = _model(max_body_bytes=40_000)
         with serving(count, model=model) as server, ServerRunner(server.url, wire="json") as runner:
             assert infer_images(runner, images, "logits").shape == (1000, 2)
-            assert len(server.requests) == 2 + -(-1000 // (runner.max_batch or 1))
+            assert len(server.requests) == 3 + -(-1000 // (runner.max_batch or 1))
 
     def test_a_model_of_one_batch_only(self) -> None:
         """As an engine without a profile on Triton."""
         fixed = [{**METADATA["inputs"][0], "shape": [4, 2, 2, 3]}]
         given = [{**METADATA["outputs"][0], "shape": [4, 2]}]
         rows = [[float(index), 0.0] for index in range(4)]
-        model = http({**METADATA, "inputs": fixed, "outputs": given})
-        with serving(http(answer(*rows)), model=model) as server, ServerRunner(server.url) as runner:
+        model, config = http({**METADATA, "inputs": fixed, "outputs": given}), http({"max_batch_size": 0})
+        with serving(http(answer(*rows)), model=model, config=config) as server, ServerRunner(server.url) as runner:
+            runner.keep_to(1)
             assert (runner.min_batch, runner.max_batch) == (4, 4)
             assert infer_images(runner, IMAGES, "logits").tolist() == [[0, 0], [1, 0]]
 
@@ -235,7 +275,8 @@ class TestSameServer:
         with serving(http(answer(*LOGITS))) as server, ServerRunner(server.url) as runner:
             for _ in range(3):
                 runner.infer(FEED)
-        assert [request.path for request in server.requests] == ["/v2", "/v2/models/m", *["/v2/models/m/infer"] * 3]
+        asked = ["/v2", "/v2/models/m", "/v2/models/m/config"]
+        assert [request.path for request in server.requests] == [*asked, *["/v2/models/m/infer"] * 3]
 
     def test_a_server_that_went_away(self) -> None:
         with serving(http(answer(*LOGITS)), keeps=False) as server, ServerRunner(server.url) as runner:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import re
@@ -19,6 +21,7 @@ from edgetune.core.bundle import FAIL, NOT_RUN, PASS
 from edgetune.core.errors import DataError, EdgetuneError, ModelError, TensorError, UsageError
 from edgetune.parity.gate_set import DEFAULT_GATES
 from edgetune.parity.records import ParityEntry
+from edgetune.steps.parity_models import ModelsOptions, parity_of_models
 from edgetune.verify.compare_models import CompareOptions, ModelComparison, compare_models
 
 FLOAT, INT64, UINT8, HALF = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.FLOAT16
@@ -169,12 +172,80 @@ def test_outputs_of_other_ranks_are_judged_by_distance(tmp_path: Path, rows: Pat
     assert set(found.pairs) == {"b.onnx: y"}
 
 
-def test_logits_come_first_and_what_only_one_has_is_said(tmp_path: Path, rows: Path) -> None:
+def test_logits_come_first_and_what_the_candidate_lacks_fails(tmp_path: Path, rows: Path) -> None:
     reference = linear(tmp_path / "a.onnx", extra=True, output="logits")
     found = compare(reference, linear(tmp_path / "b.onnx", output="logits"), rows)
-    assert only(found).artifact == "b.onnx"
-    assert "not compared: map" in only(found).remarks
+    logits, lacking = found.report.artifacts
+    assert (logits.artifact, logits.verdict, logits.top1_agreement) == ("b.onnx", PASS, 1.0)
+    assert (lacking.artifact, lacking.verdict, lacking.images) == ("b.onnx: map", FAIL, 0)
+    assert lacking.reasons == ("the candidate lacks the reference's output map float32 (any, 2, 2)",)
+    assert lacking.remarks == ()
+    assert found.report.verdict == FAIL
     assert set(found.pairs) == {"b.onnx"}
+
+
+def test_what_the_candidate_alone_makes_is_said(tmp_path: Path, rows: Path) -> None:
+    entry = only(compare(linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx", extra=True), rows))
+    assert (entry.artifact, entry.verdict) == ("b.onnx", PASS)
+    assert "not compared, as the candidate alone makes them: map" in entry.remarks
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, PASS), (1.5, FAIL)])
+def test_one_output_left_on_each_side_is_a_pair(tmp_path: Path, rows: Path, factor: float, verdict: str) -> None:
+    """What both call `map` is equal; it must not speak for what they call otherwise."""
+    reference = linear(tmp_path / "a.onnx", extra=True, output="logits")
+    candidate = linear(tmp_path / "b.onnx", WEIGHTS * np.float32(factor), extra=True, output="scores")
+    logits, maps = compare(reference, candidate, rows).report.artifacts
+    assert (logits.artifact, logits.verdict, logits.images) == ("b.onnx", verdict, 20)
+    assert "the candidate's only other output 'scores' is taken for the reference's 'logits'" in logits.remarks
+    assert (maps.artifact, maps.verdict) == ("b.onnx: map", PASS)
+
+
+def test_a_pair_of_two_names_goes_by_the_references(tmp_path: Path, rows: Path) -> None:
+    reference = linear(tmp_path / "a.onnx", extra=True, output="y")
+    found = compare(reference, linear(tmp_path / "b.onnx", extra=True, output="scores"), rows)
+    assert [entry.artifact for entry in found.report.artifacts] == ["b.onnx", "b.onnx: y"]
+    assert set(found.pairs) == {"b.onnx: y"}
+
+
+def _second_output(path: Path, node: onnx.NodeProto, kind: int = FLOAT) -> Path:
+    """`y` = x W, and what the node makes of x."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), node]
+    outputs = {"y": FLOAT, node.output[0]: kind}
+    return write(path, nodes, {"x": (FLOAT, ["n", 4])}, outputs, {"w": WEIGHTS, "axes": np.array([1])})
+
+
+@pytest.mark.parametrize(
+    ("node", "kind", "reason"),
+    [
+        (("Unsqueeze", ["x", "axes"], ["b"]), FLOAT, "the candidate lacks the reference's output a float32 (any, 4)"),
+        (("Identity", ["y"], ["b"]), FLOAT, "the candidate lacks the reference's output a float32 (any, 4)"),
+        (
+            ("Cast", ["x"], ["a"]),
+            TensorProto.STRING,
+            "the reference's output is a float32 (any, 4), the candidate's a ",
+        ),
+    ],
+    ids=["rank", "size", "kind"],
+)
+def test_what_cannot_be_the_same_output_is_no_pair(
+    tmp_path: Path, rows: Path, node: tuple[str, list[str], list[str]], kind: int, reason: str
+) -> None:
+    reference = _second_output(tmp_path / "a.onnx", helper.make_node("Relu", ["x"], ["a"]))
+    to: dict[str, Any] = {"to": kind} if node[0] == "Cast" else {}
+    found = compare(reference, _second_output(tmp_path / "b.onnx", helper.make_node(*node, **to), kind), rows)
+    compared, lacking = found.report.artifacts
+    assert (compared.artifact, compared.verdict) == ("b.onnx", PASS)
+    assert (lacking.artifact, lacking.verdict) == ("b.onnx: a", FAIL)
+    assert lacking.reasons[0].startswith(reason)
+
+
+def test_outputs_that_are_no_numbers_on_both_sides_are_said(tmp_path: Path, rows: Path) -> None:
+    node = helper.make_node("Cast", ["x"], ["names"], to=TensorProto.STRING)
+    path = _second_output(tmp_path / "a.onnx", node, TensorProto.STRING)
+    entry = only(compare(path, path, rows))
+    assert entry.verdict == PASS
+    assert "not compared, as these are no arrays of numbers: names" in entry.remarks
 
 
 def test_single_outputs_of_other_names_are_compared_and_said(tmp_path: Path, rows: Path) -> None:
@@ -467,4 +538,112 @@ def test_not_one_image_that_can_be_read(tmp_path: Path, images: Path) -> None:
         file.write_bytes(b"nothing")
     path = classifier(tmp_path / "a.onnx", "pixels")
     with pytest.raises(DataError, match=r"none of 24 inputs could be read; the first: .*01\.png"):
+        compare(path, path, images)
+
+
+KEPT = dataclasses.replace(NORMALISED, keep_inputs=True)
+
+
+def test_inputs_are_kept_where_both_models_are_fed_alike(tmp_path: Path, images: Path, rows: Path) -> None:
+    reference = classifier(tmp_path / "a.onnx", "planes")
+    inputs = compare(reference, classifier(tmp_path / "b.onnx", "planes", -IMAGE_WEIGHTS), images, KEPT).inputs
+    first = np.asarray(Image.open(images / "ants" / "01.png"), np.float64) / 255
+    normalised = (first - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    assert inputs is not None
+    assert inputs.shape == (16, 3, SIZE, SIZE)
+    assert inputs.dtype == np.float32
+    np.testing.assert_allclose(inputs[0], normalised.transpose(2, 0, 1), atol=1e-5)
+    kept = compare(linear(tmp_path / "c.onnx"), linear(tmp_path / "d.onnx"), rows, KEPT).inputs
+    np.testing.assert_array_equal(kept, X[:16])
+    assert compare(reference, reference, images, NORMALISED).inputs is None
+
+
+@pytest.mark.parametrize(
+    ("form", "spec"),
+    [("last", None), ("planes", {"mean": [0.5, 0.4, 0.31]}), ("pixels", None)],
+    ids=["axes", "mean", "dtype"],
+)
+def test_inputs_are_not_kept_where_models_are_fed_otherwise(
+    tmp_path: Path, images: Path, form: str, spec: dict[str, Any] | None
+) -> None:
+    """float32 of rank 4 on both sides, and yet not the same numbers."""
+    theirs = classifier(tmp_path / "a.onnx", "planes", metadata={"edgetune.preprocess": SPEC})
+    ours = classifier(tmp_path / "b.onnx", form, metadata={"edgetune.preprocess": {**SPEC, **(spec or {})}})
+    assert compare(theirs, ours, images, CompareOptions(keep_inputs=True)).inputs is None
+
+
+def test_blocks_of_models_that_are_fed_otherwise_are_not_blamed(tmp_path: Path, images: Path) -> None:
+    theirs, ours = (
+        classifier(tmp_path / "a.onnx", "planes"), classifier(tmp_path / "b.onnx", "last", -IMAGE_WEIGHTS)
+    )  # fmt: skip
+    report = parity_of_models(theirs, ours, images, ModelsOptions(compare=NORMALISED, localize=True))
+    (entry,) = report.artifacts
+    assert entry.verdict == FAIL
+    assert entry.localisation is not None
+    assert entry.localisation.culprit == ""
+    assert "are not fed the same one input" in entry.localisation.explanation
+
+
+def test_an_output_that_is_not_there_has_no_block_to_blame(tmp_path: Path, rows: Path) -> None:
+    reference = linear(tmp_path / "a.onnx", extra=True)
+    report = parity_of_models(reference, linear(tmp_path / "b.onnx"), rows, ModelsOptions(localize=True))
+    assert [entry.verdict for entry in report.artifacts] == [PASS, FAIL]
+    assert [entry.localisation for entry in report.artifacts] == [None, None]
+
+
+def test_flipped_images_are_named_by_folder_and_shown(tmp_path: Path, images: Path) -> None:
+    """Negated weights turn every label of two."""
+    models = classifier(tmp_path / "a.onnx", "pixels"), classifier(tmp_path / "b.onnx", "pixels", -IMAGE_WEIGHTS)
+    files = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in images.glob("*/*.png")}
+    found = compare(*models, images)
+    assert found.flipped == files
+    assert len(files) == 24
+    assert {flip.sha256: flip.file for flip in only(found).flips} == {
+        sha256: f"{path.parent.name}/{path.name}" for sha256, path in files.items()
+    }
+    parity_of_models(*models, images, ModelsOptions(out=tmp_path / "out"))
+    assert (tmp_path / "out" / "parity.html").read_text().count("data:image/jpeg") == 24
+
+
+def test_only_flipped_images_are_given_out(tmp_path: Path, images: Path, rows: Path) -> None:
+    path = classifier(tmp_path / "a.onnx", "pixels")
+    assert compare(path, path, images).flipped == {}
+    turned = compare(linear(tmp_path / "c.onnx"), linear(tmp_path / "d.onnx", -WEIGHTS), rows)
+    assert len(only(turned).flips) > 0
+    assert turned.flipped == {}
+
+
+def test_images_that_disappear_while_running_are_one_line(tmp_path: Path, images: Path) -> None:
+    """Localisation reads the first of them again."""
+
+    def remove(stage: str, done: int, total: int) -> None:
+        if stage == "parity" and done == total:
+            for file in images.glob("*/*.png"):
+                file.unlink()
+
+    path = classifier(tmp_path / "a.onnx", "planes")
+    with pytest.raises(DataError, match="can no longer be read"):
+        compare_models(path, path, images, KEPT, progress=remove)
+
+
+def test_a_model_that_disappears_while_running_is_one_line(tmp_path: Path, rows: Path) -> None:
+    reference, candidate = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx")
+
+    def remove(stage: str, done: int, total: int) -> None:
+        if stage == "parity" and done == total:
+            candidate.unlink(missing_ok=True)
+
+    with pytest.raises(ModelError, match=r"b\.onnx cannot be read: No such file or directory\.$"):
+        compare_models(reference, candidate, rows, CompareOptions(), progress=remove)
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = classifier(tmp_path / "a.onnx", "pixels")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"images cannot be read: Permission denied\.$"):
         compare(path, path, images)

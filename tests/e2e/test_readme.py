@@ -54,11 +54,19 @@ def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
             assert "first" in answer.stdout
 
 
+def _copy_some(photos: Path, folder: Path) -> None:
+    """Four images a class."""
+    for source in photos.iterdir():
+        (folder / source.name).mkdir(parents=True)
+        for image in sorted(source.iterdir())[:4]:
+            shutil.copy(image, folder / source.name / image.name)
+
+
 def test_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
     """What cannot run here, an engine, fails with --require; all else passes."""
     shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
     for name in ("data", "photos"):
-        shutil.copytree(photos, tmp_path / name)
+        _copy_some(photos, tmp_path / name)
     shutil.copy(small_bundle / "model.onnx", tmp_path / "model.onnx")
     shutil.copy(small_bundle / "model.int8.cpu-x86.onnx", tmp_path / "model.int8.onnx")
     commands = _commands_that_run(" of parity")
@@ -73,7 +81,7 @@ def test_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path
 def test_pythons_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
-    shutil.copytree(photos, tmp_path / "data")
+    _copy_some(photos, tmp_path / "data")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )

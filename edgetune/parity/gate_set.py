@@ -12,8 +12,8 @@ from edgetune.core.config import from_dict, to_dict
 from edgetune.core.errors import ConfigError
 from edgetune.parity.gates import DEFAULT_MAX_DROP, Gate
 
-# FP32 differs from PyTorch by rounding only: 110 dB and above measured on ONNX Runtime for every family of
-# backbones, and a broken graph is below 60 dB.
+# FP32 differs from PyTorch by rounding only: 105 dB and above measured on ONNX Runtime for all but two families of
+# backbones (see `with_noise`), and a broken graph is below 60 dB.
 _FP32 = Gate(min_sqnr_db=100.0, max_relative_diff=1e-4, min_agreement=1.0, max_drop=DEFAULT_MAX_DROP)
 # TF32 keeps 10 bits of the mantissa: 2^-11 a product, 60 dB and above where errors do not add up.
 _TF32 = Gate(min_sqnr_db=50.0, max_relative_diff=1e-2, min_agreement=0.99, max_drop=DEFAULT_MAX_DROP, tie_noise=3e-3)
@@ -67,7 +67,7 @@ class GateSet:
 
     def with_noise(self, noise_db: float | None) -> GateSet:
         """FP32's SQNR gives way where PyTorch's own float32 is hardly exact: where `noise_db`, its SQNR against
-        float64, is below 105 dB, to 20 dB below that, and to 80 dB at most. Networks whose features hardly differ
+        float64, is below 110 dB, to 20 dB below that, and to 80 dB at most. Networks whose features hardly differ
         between images are such: two right programs are then as far apart as each is from the truth. A limit that a
         user gave stays.
         """
@@ -85,7 +85,7 @@ class GateSet:
 
 _NAMES = ("fp32", "tf32", "fp16", "int8")
 # Runtimes approximate exponentials, so that they may be less exact than PyTorch: 14 dB measured on EfficientNet-B0.
-_EXACT_DB, _NOISE_MARGIN_DB, _LEAST_DB = 105.0, 20.0, 80.0
+_EXACT_DB, _NOISE_MARGIN_DB, _LEAST_DB = 110.0, 20.0, 80.0
 DEFAULT_GATES = GateSet()
 
 

@@ -165,7 +165,7 @@ def test_only_int8_of_an_even_normalisation_may_take_128_for_the_middle(
 
 
 @pytest.mark.parametrize(
-    ("precision", "inside", "outside"), [("fp32", 101, 99), ("tf32", 51, 49), ("fp16", 36, 34), ("int8", 10.5, 9.5)]
+    ("precision", "inside", "outside"), [("fp32", 81, 79), ("tf32", 41, 39), ("fp16", 26, 24), ("int8", 10.5, 9.5)]
 )
 def test_features_fail_below_what_their_precision_has(precision: str, inside: float, outside: float) -> None:
     features = _reference().features
@@ -182,13 +182,13 @@ def test_one_feature_that_is_off_fails_float32_though_the_sqnr_is_good() -> None
     reference = _reference().features
     assert reference is not None
     features = np.array(reference)
-    features[3, 5] += 1e-3
+    features[3, 5] += 1e-2
     large = dataclasses.replace(_reference(), features=np.concatenate([reference] * 500, axis=1))
     candidate = dataclasses.replace(large, features=np.concatenate([features, *[reference] * 499], axis=1))
     check = _judged(candidate, reference=large)["features"]
     assert check.verdict == FAIL
-    assert check.limit == pytest.approx(1e-4 * float(np.abs(reference).max()), rel=1e-6, abs=0)
-    assert "SQNR is 114" in check.reason or "SQNR is 113" in check.reason or "SQNR is 112" in check.reason
+    assert check.limit == pytest.approx(1e-3 * float(np.abs(reference).max()), rel=1e-6, abs=0)
+    assert "SQNR is 94" in check.reason or "SQNR is 93" in check.reason or "SQNR is 92" in check.reason
 
 
 def test_features_of_any_size_are_judged_by_their_own() -> None:
@@ -200,7 +200,7 @@ def test_features_of_any_size_are_judged_by_their_own() -> None:
             "features"
         ]
         assert check.verdict == verdict
-        assert check.limit == pytest.approx(1e-4 * float(np.abs(features).max()), rel=1e-6, abs=0)
+        assert check.limit == pytest.approx(1e-3 * float(np.abs(features).max()), rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(("precision", "inside", "outside"), [("fp32", 101, 99), ("fp16", 36, 34), ("int8", 6.5, 5.5)])

@@ -182,8 +182,8 @@ class ParityReport:
     artifacts: tuple[ParityEntry, ...]
     skipped: tuple[Skipped, ...]
     class_names: tuple[str, ...] = ()
-    noise_db: float | None = None
     stages: tuple[StageCheck, ...] = ()
+    noise_db: float | None = None
 
     @property
     def verdict(self) -> str:

@@ -11,6 +11,7 @@ import click
 from edgetune.cli.options import FOLDER, PATH, RUNNERS, Share, engine_cache_option, force_option, json_option
 from edgetune.cli.render import GATE_FAILED, Outcome, progress_bars, show, table
 from edgetune.core.bundle import PASS
+from edgetune.core.config import to_dict
 from edgetune.core.errors import UsageError
 from edgetune.parity.records import ParityReport
 from edgetune.parity.report import COLUMNS, remark_lines, report_rows, titles
@@ -113,8 +114,9 @@ def _compare_models(paths: tuple[Path, ...], given: dict[str, Any]) -> ParityRep
 def _outcome(report: ParityReport, next_command: str) -> Outcome:
     exit_code = 0 if report.verdict == PASS else GATE_FAILED
     messages = [f"skipped {file.path}: {file.reason}" for file in report.skipped]
+    data = {**to_dict(report), "verdict": report.verdict}
     return Outcome(
-        "parity", report, parity_lines(report), messages, next_command if exit_code == 0 else "", exit_code,
+        "parity", data, parity_lines(report), messages, next_command if exit_code == 0 else "", exit_code,
         gate_errors(report),
     )  # fmt: skip
 

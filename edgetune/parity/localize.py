@@ -149,7 +149,7 @@ def measure(
     """
     curves = {point.tensor: Curve(point) for point in points}
     known: set[str] = set()
-    done = 0
+    done, total = 0, sum(len(images) for images in batches())
     for images in batches():
         reference = streams.run_reference(images)
         candidate = streams.run_candidate(images)
@@ -169,7 +169,7 @@ def measure(
             if product in reference and product != name:
                 curves[name].see_product(reference[product], reference[name])
         done += len(images)
-        progress("blocks", done, done)
+        progress("blocks", done, total)
     return [curve for name, curve in curves.items() if name in known]
 
 

@@ -60,6 +60,7 @@ def artifact_section(report: ParityReport, number_: int, pictures: Pictures) -> 
         *_gate(report, entry),
         *_rung(entry.rung),
         *_variations(entry.variations),
+        *_noise(entry),
         *stages_table("From file bytes to label", html.subheading, entry.stages),
         *_plots(pictures),
         *_classes(report, entry.per_class),
@@ -159,6 +160,14 @@ def _variations(variations: Sequence[Variation]) -> list[str]:
         for each in variations
     ]  # fmt: skip
     return [html.subheading("The same artifact, run otherwise"), _compact(columns, rows)]
+
+
+def _noise(entry: ParityEntry) -> list[str]:
+    if entry.noise_max_abs_diff is None:
+        return []
+    level = "" if entry.noise_sqnr_db is None else f" ({entry.noise_sqnr_db:.1f} dB)"
+    told = f"Noise floor: other kernels, batches and threads move a logit by up to {number(entry.noise_max_abs_diff)}"
+    return [html.paragraph(f"{told}{level}.")]
 
 
 def stages_table(title: str, heading: Callable[[str], str], stages: Sequence[StageCheck]) -> list[str]:

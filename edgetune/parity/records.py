@@ -134,7 +134,8 @@ class ParityEntry:
     `sqnr_db` is also None when the two do not differ at all, which `max_abs_diff` 0 tells. `drop` is reference
     accuracy minus candidate accuracy, with a 95 % interval; `kl` is of the softmax, reference to candidate, in nats.
     `detectable_drop` is the drop that this many images find with 80 % power, and `images_to_certify` how many would
-    prove the gate's. `stage` is the first stage that differs, `diagnosis` what would explain it.
+    prove the gate's. `stage` is the first stage that differs, `diagnosis` what would explain it. The two of `noise` are
+    what other kernels, batches and threads do to the logits: what rounding alone may explain.
     """
 
     artifact: str
@@ -166,6 +167,8 @@ class ParityEntry:
     localisation: Localisation | None = None
     per_class: tuple[ClassResult, ...] = ()
     flips: tuple[Flip, ...] = ()
+    noise_max_abs_diff: float | None = None
+    noise_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)

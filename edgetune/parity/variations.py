@@ -41,12 +41,13 @@ class Limits:
 # Measured with ONNX Runtime 1.31 on x86 and 16 photos, on EfficientNet-Lite0, MobileNetV3, ResNet-18 and SqueezeNet:
 # whatever is varied but the optimisations, answers are the same to the bit, in all three precisions. `unoptimised` is
 # off by at most 1.4e-6 of the largest logit in FP32, 0.0023 in FP16 and 0.06 in INT8.
-# FP32: kernels of other CPUs may round in every variation as `unoptimised` does here; ten times that is allowed.
+# FP32: what may be between an artifact and PyTorch may be between two of its own runs; EfficientNet-B0 with random
+# weights, where float32 is least exact, has 4.5e-5.
 # FP16: a value near a half is rounded the other way, by 2^-11, and every layer passes it on; ten times again.
 # INT8: an integer that moved by one step is spread by the layers behind it, until the answer is as far off as INT8
 # itself is; more cannot happen. How far that is depends on the network, so `unoptimised` tells, judged as a rung.
 CPU_LIMITS: Mapping[str, Limits] = {
-    "fp32": Limits(same=0.0, least=2e-5, most=2e-5, unoptimised=2e-5),
+    "fp32": Limits(same=0.0, least=1e-4, most=1e-4, unoptimised=1e-4),
     "fp16": Limits(same=0.0, least=2e-3, most=0.02, unoptimised=0.02),
     "int8": Limits(same=0.0, least=0.02, most=0.15, unoptimised=None),
 }

@@ -52,8 +52,8 @@ from edgetune.runners.ort_runner import ort_version
 from edgetune.steps.fit import feature_cache, features_model_path
 from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
-from edgetune.steps.parity import make_report
 from edgetune.steps.parity_files import REPORT_NAME, paths_by_hash, thumbnails, validation_files
+from edgetune.verify.new_report import make_report
 from edgetune.verify.reference import REFERENCE_NAME, load_run_backbone, stored_reference_bytes
 from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.bundle import FAIL, NOT_RUN, load_bundle
-from edgetune.core.machine import cpu_name
 from edgetune.core.progress import Progress, no_progress
-from edgetune.core.run import Skipped
-from edgetune.data.image_folder import SkippedFile
 from edgetune.parity.gate_set import DEFAULT_GATES, GateSet, load_gates
-from edgetune.parity.records import SCHEMA_VERSION, ParityEntry, ParityReport, StageCheck, failed, storable
+from edgetune.parity.records import ParityEntry, ParityReport, StageCheck, failed, storable
 from edgetune.parity.report import titles
 from edgetune.runners.choice import RunnerOptions
-from edgetune.runners.ort_runner import ort_version
 from edgetune.runners.server_runner import ServerRunner
 from edgetune.steps.parity_files import check_report_folder, files_to_judge, write_reports
 from edgetune.verify.engine_verdicts import told
+from edgetune.verify.new_report import make_report
 from edgetune.verify.reference import find_run
 from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 from edgetune.verify.stages import check_bundle, check_pixels
@@ -95,23 +89,6 @@ def _closed_entries(
         engines = {name: subject for name, subject in judged.subjects.items() if subject.sealed is not None}
         entries |= {name: told(subject, entries[name]) for name, subject in engines.items()}
     return tuple(entries.values())
-
-
-def make_report(
-    source: str, classes: tuple[str, ...], entries: tuple[ParityEntry, ...], skipped: Sequence[SkippedFile],
-    stages: tuple[StageCheck, ...] = (),
-) -> ParityReport:  # fmt: skip
-    return ParityReport(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        data=source,
-        classes=len(classes),
-        machine={"cpu": cpu_name(), "architecture": platform.machine(), "onnxruntime": ort_version() or "none"},
-        artifacts=entries,
-        skipped=tuple(Skipped(str(file.path), file.reason) for file in skipped),
-        class_names=classes,
-        stages=stages,
-    )
 
 
 def _build_engine(model: Path, backend: str, cache: Path) -> Path:

@@ -13,12 +13,19 @@ def open_for_parity(path: Path, precision: str, threads: int | None = None) -> O
     Raises:
         ModuleNotFoundError: onnx, which that takes, is not installed.
     """
+    kind = _RoundingRunner if precision == "fp16" else OrtRunner
+    return kind(model_to_judge(path, precision), threads=threads)
+
+
+def model_to_judge(path: Path, precision: str) -> Path | bytes:
+    """What ONNX Runtime's CPU is given for a file; see `open_for_parity`."""
     if precision != "fp16":
-        return OrtRunner(path, threads=threads)
+        return path
     from edgetune.graph.compose import read_model
     from edgetune.graph.fp16_emulation import emulate_fp16
 
-    return _RoundingRunner(emulate_fp16(read_model(path)).SerializeToString(), threads=threads)
+    serialized: bytes = emulate_fp16(read_model(path)).SerializeToString()
+    return serialized
 
 
 class _RoundingRunner(OrtRunner):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import importlib.util
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,16 +12,14 @@ import numpy as np
 
 from edgetune.core.errors import DataError, ModelError, UsageError, first_line
 from edgetune.core.files import sha256_of_file
-from edgetune.core.machine import cpu_name
 from edgetune.core.onnx_scan import scan_precision
 from edgetune.core.progress import Progress, no_progress
-from edgetune.core.run import Skipped
 from edgetune.core.tensors import Array
 from edgetune.data.arrays import ARRAY_SUFFIXES, open_arrays
 from edgetune.parity.gate_set import DEFAULT_GATES, GateSet
-from edgetune.parity.records import SCHEMA_VERSION, LogitsPair, ParityEntry, ParityReport, failed, incomplete
+from edgetune.parity.records import LogitsPair, ParityEntry, ParityReport, failed, incomplete
 from edgetune.runners.ort_providers import CPU, EpChoice
-from edgetune.runners.ort_runner import OrtRunner, ort_version
+from edgetune.runners.ort_runner import OrtRunner
 from edgetune.verify.by_the_book import open_for_parity
 from edgetune.verify.model_inputs import (
     ArraySource,
@@ -39,8 +35,9 @@ from edgetune.verify.model_inputs import (
     preprocess_of,
     with_size,
 )
-from edgetune.verify.model_outputs import Collected, Side, collect
-from edgetune.verify.model_verdicts import Judged, judge_outputs
+from edgetune.verify.model_outputs import Side, collect
+from edgetune.verify.model_verdicts import judge_outputs
+from edgetune.verify.new_report import make_report
 
 _FEW_ROWS = 16
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
@@ -113,7 +110,8 @@ def _compare(
         judged = judge_outputs(collected, sides[0], sides[1], options.gates.named(precision))
     remarks = _remarks(reference, candidate, precisions, precision if options.precision is None else "")
     entries = tuple(_completed(entry, reasons, remarks, unrounded=unrounded) for entry in judged.entries)
-    report = _report(data, entries, collected, judged)
+    report = make_report(str(data), judged.class_names, entries, collected.skipped)
+    report = dataclasses.replace(report, classes=judged.classes)
     flipped = _flipped(source, entries)
     inputs = _few_inputs(source, data) if options.keep_inputs else None
     return ModelComparison(report, judged.pairs, precision, inputs, flipped)
@@ -245,16 +243,3 @@ def _completed(
     if unrounded:
         entry = incomplete(entry, _UNROUNDED)
     return dataclasses.replace(entry, remarks=(*remarks, *entry.remarks))
-
-
-def _report(data: Path, entries: tuple[ParityEntry, ...], collected: Collected, judged: Judged) -> ParityReport:
-    return ParityReport(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        data=str(data),
-        classes=judged.classes,
-        machine={"cpu": cpu_name(), "architecture": platform.machine(), "onnxruntime": ort_version() or "none"},
-        artifacts=entries,
-        skipped=tuple(Skipped(str(file.path), file.reason) for file in collected.skipped),
-        class_names=judged.class_names,
-    )

@@ -20,6 +20,7 @@ from edgetune.parity.gates import Gate, judge
 from edgetune.parity.metrics import compare_logits
 from edgetune.parity.records import LogitsPair, ParityEntry, Rung, StageCheck, Variation, failed
 from edgetune.parity.stages import LOGITS, first_failed
+from edgetune.parity.variations import noise_floor
 from edgetune.runners.base import Runner, infer_images
 from edgetune.runners.choice import RunnerOptions
 from edgetune.runners.ort_providers import CPU
@@ -71,7 +72,10 @@ def _with_variations(entry: ParityEntry, subject: Subject, scene: Scene) -> Pari
     if rung is None and (choice.runner != CPU or precision == "fp16"):
         rung = _nearest(subject, scene)
     entry = failed_by_variations(entry, measured.variations)
-    entry = dataclasses.replace(entry, variations=measured.variations, rung=rung)
+    largest, sqnr_db = noise_floor(measured.variations)
+    entry = dataclasses.replace(
+        entry, variations=measured.variations, rung=rung, noise_max_abs_diff=largest, noise_sqnr_db=sqnr_db
+    )
     if rung is not None and rung.verdict == FAIL:
         entry = failed(entry, f"against {rung.reference}: {'; '.join(rung.reasons)}", stage="arithmetic")
     return entry

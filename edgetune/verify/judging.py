@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,30 +109,29 @@ def _judge_pair(
     entry = entry_from_comparison(titles, comparison, judge(comparison, gate))
     if not comparison.finite:
         return dataclasses.replace(entry, stage="logits")
-    return dataclasses.replace(
-        entry,
-        flips=_flips(comparison, pair, table, rows, gate),
-        per_class=tuple(
-            ClassResult(
-                count.index, count.images, count.reference_right, count.candidate_right,
-                class_is_proven_worse(count, comparison, gate),
-            )
-            for count in comparison.per_class
-        ),
-    )  # fmt: skip
+    keys = [("/".join(table.files[row].path.parts[-2:]), table.hashes[row]) for row in rows]
+    return in_detail(entry, pair, comparison, Rows(keys, table.labels[rows]))
 
 
-def _flips(
-    comparison: Comparison, pair: LogitsPair, table: LogitsTable, rows: npt.NDArray[np.int64], gate: Gate
-) -> tuple[Flip, ...]:
-    """The clearest first, and not all of a broken model's."""
+@dataclass(frozen=True)
+class Rows:
+    """File and sha256 of each compared row, and labels, None where there are none."""
+
+    keys: Sequence[tuple[str, str]]
+    labels: npt.NDArray[np.int64] | None
+
+
+def in_detail(entry: ParityEntry, pair: LogitsPair, comparison: Comparison, rows: Rows) -> ParityEntry:
+    """The entry with the rows whose label differs, the clearest first and not all of a broken model's, and the classes,
+    by the gate that judged it.
+    """
+    gate = entry.gate if entry.gate is not None else Gate()
     tie = tie_margin(comparison, gate)
     marked = sorted(zip(comparison.flip_margins, comparison.flip_rows, strict=True), reverse=True)
-    return tuple(
+    flips = tuple(
         Flip(
-            file="/".join(table.files[rows[row]].path.parts[-2:]),
-            sha256=table.hashes[rows[row]],
-            label=int(table.labels[rows[row]]),
+            *rows.keys[row],
+            label=None if rows.labels is None else int(rows.labels[row]),
             reference=int(pair.reference[row].argmax()),
             candidate=int(pair.candidate[row].argmax()),
             margin=margin,
@@ -140,3 +139,11 @@ def _flips(
         )
         for margin, row in marked[:_LISTED_FLIPS]
     )
+    per_class = tuple(
+        ClassResult(
+            count.index, count.images, count.reference_right, count.candidate_right,
+            class_is_proven_worse(count, comparison, gate),
+        )
+        for count in comparison.per_class
+    )  # fmt: skip
+    return dataclasses.replace(entry, flips=flips, per_class=per_class)

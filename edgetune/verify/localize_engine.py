@@ -49,8 +49,9 @@ def bisect_prefixes(
     `reference` is open and gives all `cuts`. It takes log2 of their number of builds, and one for each branch of the
     segment that is found.
     """
-    prefixes = _Prefixes(graph, open_runner, reference, batches, gate_db(precision), progress)
     spine = articulation_points(graph, cuts) or tuple(cuts)
+    expected_builds = len(spine).bit_length() + 1
+    prefixes = _Prefixes(graph, open_runner, reference, batches, gate_db(precision), progress, expected_builds)
     index = bisect(len(spine), lambda number: prefixes.is_wrong(spine[number]))
     blocks = {block.tensor: block for block in find_blocks(graph, cuts)}
     if index is None:
@@ -85,6 +86,7 @@ class _Prefixes:
     batches: Batches
     gate_db: float
     progress: Progress
+    expected_builds: int
     seen: dict[str, Moments] = field(default_factory=dict)
     images: int = 0
 
@@ -95,7 +97,7 @@ class _Prefixes:
     def is_wrong(self, tensor: str) -> bool:
         if tensor not in self.seen:
             self.seen[tensor] = self._measure(tensor)
-            self.progress("prefixes", self.builds, self.builds)
+            self.progress("prefixes", self.builds, max(self.builds + 1, self.expected_builds))
         moments = self.seen[tensor]
         return not moments.finite or (moments.sqnr_db is not None and moments.sqnr_db < self.gate_db)
 

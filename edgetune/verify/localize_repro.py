@@ -10,7 +10,6 @@ import numpy as np
 
 from edgetune.core.files import write_bytes_atomic
 from edgetune.graph.blocks import Block
-from edgetune.graph.compose import write_model
 from edgetune.graph.pieces import constant_piece, with_units
 from edgetune.graph.severing import find_blocks, single_block
 from edgetune.verify.localize_evidence import WorstImage
@@ -33,8 +32,8 @@ def write_repro(sides: Sides, block: Block, worst: WorstImage, folder: Path, pre
         reference = single_block(sides.reference, block, sides.cuts)
     else:
         reference = constant_piece(candidate, worst.output)
-    write_model(folder / REFERENCE_NAME, reference)
-    write_model(folder / CANDIDATE_NAME, candidate)
+    for name, model in ((REFERENCE_NAME, reference), (CANDIDATE_NAME, candidate)):
+        write_bytes_atomic(folder / name, model.SerializeToString())
     stream = io.BytesIO()
     np.savez_compressed(stream, **{name: feed[name] for name in _input_names(candidate) if name in feed})  # type: ignore[arg-type]
     write_bytes_atomic(folder / INPUT_NAME, stream.getvalue())

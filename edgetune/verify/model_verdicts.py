@@ -12,13 +12,13 @@ from edgetune.core.bundle import FAIL
 from edgetune.core.errors import TensorError
 from edgetune.parity.diagnosis import explain_inputs, explain_outputs
 from edgetune.parity.distance import without_labels
-from edgetune.parity.gates import Gate, class_is_proven_worse, judge, tie_margin
-from edgetune.parity.metrics import Comparison, compare_logits
-from edgetune.parity.records import ClassResult, Flip, LogitsPair, ParityEntry, entry_failed, entry_from_comparison
+from edgetune.parity.gates import Gate, judge
+from edgetune.parity.metrics import compare_logits
+from edgetune.parity.records import LogitsPair, ParityEntry, entry_failed, entry_from_comparison
+from edgetune.verify.judging import Rows, in_detail
 from edgetune.verify.model_inputs import ImageSource, ModelFacts, Source, labels_of
 from edgetune.verify.model_outputs import Collected, Output, Side
 
-_LISTED_FLIPS = 200
 # Rows that sum to 1 within this, and have nothing below 0, are probabilities.
 _SUM_TOLERANCE = 1e-3
 
@@ -83,7 +83,7 @@ def _judge_logits(
         comparison = dataclasses.replace(comparison, kl_mean=mean, kl_p99=p99)
     entry = entry_from_comparison(names, comparison, judge(comparison, gate))
     if comparison.finite:
-        entry = _in_detail(entry, pair, comparison, gate, (collected.source.keys, labels))
+        entry = in_detail(entry, pair, comparison, Rows(collected.source.keys, labels))
     if entry.verdict == FAIL and comparison.finite:
         entry = dataclasses.replace(entry, diagnosis=_diagnosis(collected, pair))
     remarks = (*((remark,) if remark else ()), *entry.remarks)
@@ -108,34 +108,6 @@ def _divergence(pair: LogitsPair) -> tuple[float, float]:
     theirs, ours = (np.maximum(rows.astype(np.float64), 1e-30) for rows in (pair.reference, pair.candidate))
     divergence = np.maximum(np.sum(theirs * (np.log(theirs) - np.log(ours)), axis=1), 0.0)
     return float(divergence.mean()), float(np.quantile(divergence, 0.99))
-
-
-def _in_detail(
-    entry: ParityEntry, pair: LogitsPair, comparison: Comparison, gate: Gate,
-    rows: tuple[list[tuple[str, str]], _Labels | None],
-) -> ParityEntry:  # fmt: skip
-    """With the rows whose label differs, the clearest first, and the classes."""
-    (keys, labels), tie = rows, tie_margin(comparison, gate)
-    marked = sorted(zip(comparison.flip_margins, comparison.flip_rows, strict=True), reverse=True)
-    flips = tuple(
-        Flip(
-            *keys[row],
-            label=None if labels is None else int(labels[row]),
-            reference=int(pair.reference[row].argmax()),
-            candidate=int(pair.candidate[row].argmax()),
-            margin=margin,
-            is_tie=margin <= tie,
-        )
-        for margin, row in marked[:_LISTED_FLIPS]
-    )
-    per_class = tuple(
-        ClassResult(
-            count.index, count.images, count.reference_right, count.candidate_right,
-            class_is_proven_worse(count, comparison, gate),
-        )
-        for count in comparison.per_class
-    )  # fmt: skip
-    return dataclasses.replace(entry, flips=flips, per_class=per_class)
 
 
 def _diagnosis(collected: Collected, pair: LogitsPair) -> str:

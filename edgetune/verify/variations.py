@@ -21,6 +21,7 @@ from edgetune.runners.choice import ENGINE, Choice, RunnerOptions
 from edgetune.runners.from_bundle import open_runner
 from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import OrtRunner
+from edgetune.verify.by_the_book import model_to_judge
 from edgetune.verify.judging import arithmetic_of
 
 INTEGER_REFERENCE = "onnxruntime CPU, unoptimised: the integer reference"
@@ -104,7 +105,7 @@ def _with_steps(variation: Variation, path: Path, images: npt.NDArray[np.uint8])
 
 
 def _cpu_subject(bundle: Bundle, artifact: Artifact, runner: Runner, options: RunnerOptions) -> Subject:
-    model = _model_to_judge(bundle.path / artifact.name, artifact.precision)
+    model = model_to_judge(bundle.path / artifact.name, artifact.precision)
     threads = options.threads or usable_cpus()
     return Subject(
         runner,
@@ -120,14 +121,3 @@ def _device_subject(bundle: Bundle, choice: Choice, runner: Runner, options: Run
     if choice.runner == ENGINE or choice.runner.startswith("tensorrt"):
         return Subject(runner)
     return Subject(runner, reopen=lambda: open_runner(bundle, choice, options))
-
-
-def _model_to_judge(path: Path, precision: str) -> Path | bytes:
-    """As parity opens it: float16 has to be written out for a CPU to round to it."""
-    if precision != "fp16":
-        return path
-    from edgetune.graph.compose import read_model
-    from edgetune.graph.fp16_emulation import emulate_fp16
-
-    serialized: bytes = emulate_fp16(read_model(path)).SerializeToString()
-    return serialized

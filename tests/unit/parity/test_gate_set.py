@@ -76,7 +76,7 @@ def test_there_is_no_gate_for_an_unknown_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise_db", "expected"), [(None, 100.0), (125.0, 100.0), (110.0, 100.0), (109.9, 89.9), (90.0, 80.0)]
+    ("noise_db", "expected"), [(None, 100.0), (125.0, 100.0), (120.0, 100.0), (109.9, 89.9), (90.0, 80.0)]
 )
 def test_float32_is_not_held_to_more_than_it_can(noise_db: float | None, expected: float) -> None:
     gates = DEFAULT_GATES.with_noise(noise_db)

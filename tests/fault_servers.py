@@ -14,20 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import uvicorn
 from PIL import Image
 
 from edgetune.core.bundle import Bundle
 from edgetune.core.preprocess import PreprocessSpec, decode_image, preprocess_image
-from edgetune.core.tensors import softmax
-from edgetune.serve.app import create_app
+from edgetune.core.tensors import LOGITS_OUTPUT, Array, Feed, softmax
 from edgetune.serve.model import ServedModel, open_model
-from edgetune.serve.settings import ServeSettings
+from edgetune.serve.settings import Limits, ServeSettings
+from tests.serving import serving_in_thread
 
 Pixels = npt.NDArray[np.uint8]
 Prepare = Callable[[bytes, PreprocessSpec], Pixels]
 Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-_START_S = 20
 
 
 def healthy(data: bytes, spec: PreprocessSpec) -> Pixels:
@@ -109,16 +107,24 @@ class PreviousAnswer:
 
 @dataclass(frozen=True)
 class FaultyModel(ServedModel):
-    """A served model with another way to prepare an image file, and to answer it."""
+    """A served model with another way to prepare an image file, and to answer it; ready-made tensors are answered as
+    they should be.
+    """
 
     prepare: Prepare
     answer: Answer
+    files: threading.local
 
-    def preprocess(self, data: bytes, max_pixels: int) -> Pixels:
-        return self.prepare(data, self.bundle.manifest.preprocess)[np.newaxis]
+    def preprocess(self, data: bytes | memoryview, limits: Limits) -> Pixels:
+        self.files.is_next = True
+        return self.prepare(bytes(data), self.bundle.manifest.preprocess)[np.newaxis]
 
-    def logits(self, image: Pixels) -> npt.NDArray[np.float32]:
-        return self.answer(super().logits(image))
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        outputs = super().infer(feed)
+        if not getattr(self.files, "is_next", False):
+            return outputs
+        self.files.is_next = False
+        return {**outputs, LOGITS_OUTPUT: self.answer(outputs[LOGITS_OUTPUT][0])[np.newaxis]}
 
 
 @contextlib.contextmanager
@@ -133,22 +139,6 @@ def faulty_server(
         parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
         if classes is not None:
             parts["bundle"] = Bundle(bundle, dataclasses.replace(model.bundle.manifest, classes=classes))
-        faulty = FaultyModel(**parts, prepare=prepare, answer=answer)
-        config = uvicorn.Config(create_app(faulty, settings), port=0, log_level="error", lifespan="on", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{_port(server)}"
-        finally:
-            server.should_exit = True
-            thread.join(_START_S)
-
-
-def _port(server: uvicorn.Server) -> int:
-    started = threading.Event()
-    for _ in range(_START_S * 100):
-        if server.started:
-            return int(server.servers[0].sockets[0].getsockname()[1])
-        started.wait(0.01)
-    raise AssertionError("the server did not start")
+        faulty = FaultyModel(**parts, prepare=prepare, answer=answer, files=threading.local())
+        with serving_in_thread(faulty, settings, bundle.resolve().name) as (address, _):
+            yield address

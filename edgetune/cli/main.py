@@ -95,7 +95,7 @@ _MODULES = {
     "train": ("torch", "torchvision", "timm", "safetensors", "sklearn", "scipy", "threadpoolctl", "matplotlib",
               "huggingface_hub"),
     "onnx": ("onnx", "onnxscript", "google"),
-    "serve": ("starlette", "uvicorn", "orjson"),
+    "serve": ("uvicorn", "httptools", "orjson"),
     "cpu": ("onnxruntime",),
 }  # fmt: skip
 _EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}

@@ -1,10 +1,12 @@
-"""Frozen dataclasses to and from JSON; unknown, missing and ill-typed keys fail."""
+"""Frozen dataclasses to and from JSON and TOML; unknown, missing and ill-typed keys fail."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgetune.core.errors import ConfigError
@@ -33,6 +35,19 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"{where} has unknown keys {unknown} and lacks {missing}.")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises `ConfigError` when the file cannot be read or is not TOML."""
+    try:
+        toml = importlib.import_module("tomllib")
+    except ModuleNotFoundError:  # Python 3.10
+        toml = importlib.import_module("tomli")
+    try:
+        tables: dict[str, Any] = toml.loads(path.read_bytes().decode())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no TOML file that can be read: {error}.") from error
+    return tables
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

@@ -87,8 +87,7 @@ def preprocess_image(
     Raises:
         ImageError: the bytes are no image of a supported format, are damaged, or are over `max_pixels`.
     """
-    image = decode_image(data, name=name, max_pixels=max_pixels)
-    return _centre_crop(_resize_short_side(image, spec, name, max_pixels), spec.crop_size)
+    return preprocess_opened(open_image(data, name=name, max_pixels=max_pixels), spec, name=name, max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, *, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -97,15 +96,38 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = DEFAULT_
     Raises:
         ImageError: see `preprocess_image`.
     """
+    return _decoded(open_image(data, name=name, max_pixels=max_pixels), name)
+
+
+def open_image(
+    data: bytes | memoryview, *, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS,
+    formats: tuple[str, ...] = IMAGE_FORMATS,
+) -> Image.Image:  # fmt: skip
+    """Reads an image file's header, and none of its pixels.
+
+    Raises:
+        ImageError: the bytes are no image of one of `formats`, or it is over `max_pixels`.
+    """
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except _DECODE_ERRORS as error:
         raise ImageError(
-            f"{name} is not an image that can be read ({len(data)} bytes; supported: {', '.join(IMAGE_FORMATS)})."
+            f"{name} is not an image that can be read ({len(data)} bytes; supported: {', '.join(formats)})."
         ) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name} has {width}x{height} pixels, over the limit of {max_pixels} pixels.")
+    return image
+
+
+def preprocess_opened(
+    image: Image.Image, spec: PreprocessSpec, *, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """The second half of `preprocess_image`, for an image of `open_image`."""
+    return _centre_crop(_resize_short_side(_decoded(image, name), spec, name, max_pixels), spec.crop_size)
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         return _to_rgb(_upright(image))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.core.config import from_dict, to_dict
+from edgetune.core.config import from_dict, read_toml, to_dict
 from edgetune.core.errors import ConfigError
 from edgetune.parity.gates import DEFAULT_MAX_DROP, Gate
 
@@ -105,7 +104,7 @@ def load_gates(path: Path) -> GateSet:
     Raises:
         ConfigError: the file is not TOML, or has an unknown key or a value that is no number.
     """
-    tables = _read_toml(path)
+    tables = read_toml(path)
     merged = _merge(to_dict(DEFAULT_GATES), tables, str(path))
     gates = from_dict(GateSet, merged, str(path))
     if "min_sqnr_db" in tables.get("fp32", {}):
@@ -114,18 +113,6 @@ def load_gates(path: Path) -> GateSet:
         _check_numbers(gates.named(name), f"{path}: {name}")
         _check_numbers(getattr(gates.device, name), f"{path}: device.{name}")
     return gates
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        toml = importlib.import_module("tomllib")
-    except ModuleNotFoundError:  # Python 3.10
-        toml = importlib.import_module("tomli")
-    try:
-        tables: dict[str, Any] = toml.loads(path.read_bytes().decode())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no TOML file that can be read: {error}.") from error
-    return tables
 
 
 def _merge(defaults: dict[str, Any], given: Any, where: str) -> dict[str, Any]:

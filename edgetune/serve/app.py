@@ -1,173 +1,127 @@
-"""The ASGI application and the process around it."""
+"""The ASGI application: which endpoint answers, and what becomes of errors."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import secrets
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
-
-from edgetune.core.errors import AddressError
-from edgetune.runners.from_bundle import SelfTest
-from edgetune.serve.handlers import Handlers, json_response
-from edgetune.serve.model import ServedModel, open_model
-from edgetune.serve.scheduler import Scheduler
-from edgetune.serve.schemas import RequestError
-from edgetune.serve.settings import ServeSettings
+from edgetune.serve.errors import ClientGone, RequestError
+from edgetune.serve.guard import Guard
+from edgetune.serve.inference import Inference, as_request_error
+from edgetune.serve.logs import Access, access
+from edgetune.serve.pages import Pages
+from edgetune.serve.request import REQUEST_ID, Answer, Receive, Request, Scope, Send, json_answer, write_answer
+from edgetune.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-
-
-def create_app(model: ServedModel, settings: ServeSettings) -> Starlette:
-    scheduler = Scheduler(settings.max_requests)
-    handlers = Handlers(model, scheduler, settings)
-    named = "/v2/models/{name}"
-    versioned = named + "/versions/{version}"
-    routes = [
-        Route("/v2", handlers.server_metadata),
-        Route("/v2/", handlers.server_metadata),
-        Route("/v2/health/live", handlers.live),
-        Route("/v2/health/ready", handlers.ready),
-        Route("/v1/classify", handlers.classify, methods=["POST"]),
-    ]
-    for base in (named, versioned):
-        routes += [
-            Route(base, handlers.model_metadata),
-            Route(f"{base}/ready", handlers.model_ready),
-            Route(f"{base}/infer", handlers.infer, methods=["POST"]),
-        ]
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        scheduler.close()
-
-    # Starlette types handlers by the base class Exception; each of these is only called with its own class.
-    return Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={
-            RequestError: _answer_request_error,
-            HTTPException: _answer_http_exception,
-            ClientDisconnect: _answer_disconnect,
-            Exception: _answer_bug,
-        },
-    )
-
-
-async def _answer_request_error(_: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, RequestError) else 500
-    headers = {"retry-after": "1"} if status == 503 else None
-    return json_response({"error": str(error)}, status, headers)
-
-
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        return json_response({"error": "internal error"}, 500)
-    return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))
-
-
-async def _answer_disconnect(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it: the client has gone
-
-
-async def _answer_bug(_: Request, error: Exception) -> Response:
-    identifier = secrets.token_hex(4)
-    logger.error("internal error %s", identifier, exc_info=error)
-    return json_response({"error": f"internal error, id={identifier}"}, 500)
+Endpoint = Callable[[Request], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
-class ServerReady:
-    """What a started server is: where it listens, what it runs and why, and how its self-test went."""
+class Route:
+    """An endpoint and its method; GET answers HEAD too. `label` is its name in the metrics."""
 
-    address: str
-    model: str
-    artifact: str
-    reason: str
-    runner: str
-    self_test: SelfTest
-    is_public: bool
+    method: str
+    endpoint: Endpoint
+    label: str = "other"
 
-
-def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[ServerReady], None]) -> None:
-    """Serves until SIGTERM or SIGINT; the socket opens after the bundle's self-test has passed.
-
-    Raises:
-        BundleError, ArtifactError, SelfTestError: nothing is served.
-        AddressError: the address cannot be bound.
-    """
-    with open_model(bundle_path, settings) as model:
-        app = create_app(model, settings)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            lifespan="on",
-            ws="none",
-            backlog=128,
-            limit_concurrency=settings.max_connections,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
-        )
-        server = uvicorn.Server(config)
-        with _bind(settings.host, settings.port) as listener, _signals_end_cleanly(server):
-            announce(_describe(model, settings.host, listener.getsockname()[1]))
-            server.run(sockets=[listener])
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
 
 
-@contextlib.contextmanager
-def _signals_end_cleanly(server: uvicorn.Server) -> Iterator[None]:
-    """A signal before uvicorn listens for it still stops the server; and the one that uvicorn raises again after
-    its shutdown does no harm, so that a clean shutdown exits with 0.
-    """
-    signals = (signal.SIGTERM, signal.SIGINT)
+class App:
+    """Answers every request with exactly one answer, whatever happens inside."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        server.should_exit = True
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._guard = Guard(service.settings)
+        pages, inference = Pages(service, has_token=self._guard.has_token), Inference(service)
+        self._fixed = {
+            "/v2": Route("GET", pages.server),
+            "/v2/": Route("GET", pages.server),
+            "/v2/health/live": Route("GET", pages.live),
+            "/v2/health/ready": Route("GET", pages.ready),
+            "/v2/models/stats": Route("GET", pages.all_stats),
+            "/v2/repository/index": Route("POST", pages.index),
+            "/v1/classify": Route("POST", inference.classify, "classify"),
+            "/metrics": Route("GET", pages.metrics),
+            "/openapi.json": Route("GET", pages.openapi),
+        }
+        self._of_model = {
+            "": Route("GET", pages.model),
+            "ready": Route("GET", pages.model_ready),
+            "config": Route("GET", pages.config),
+            "stats": Route("GET", pages.stats),
+            "infer": Route("POST", inference.infer, "infer"),
+        }
 
-    before = [signal.signal(number, stop) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = time.perf_counter_ns()
+        request = Request(scope, receive)
+        self._service.inflight += 1
+        label, answer = "other", None
+        try:
+            label, answer = await self._answer(request)
+            answer.headers[REQUEST_ID] = request.id
+            await write_answer(answer, send)
+        except ClientGone:
+            self._service.stats.rejected("disconnected")
+        finally:
+            self._service.inflight -= 1
+        if answer is not None:
+            elapsed = time.perf_counter_ns() - started
+            self._service.stats.request_done(label, answer.status, elapsed)
+            if self._service.settings.access_log:
+                self._log(request, answer, elapsed / 1e6, scope.get("client"))
 
+    async def _answer(self, request: Request) -> tuple[str, Answer]:
+        label = "other"
+        try:
+            self._guard.check(request)
+            route = self._route(request)
+            label = route.label
+            if request.method not in route.allowed:
+                allowed = ", ".join(route.allowed)
+                return label, json_answer({"error": "Method Not Allowed"}, 405, {"allow": allowed})
+            return label, await route.endpoint(request)
+        except ClientGone:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place where whatever went wrong becomes an answer
+            return label, self._refusal(as_request_error(error))
 
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
-        raise AddressError(
-            f"{host}:{port} cannot be bound: {error.strerror or error}.", hint="choose another --host or --port"
-        ) from error
+    def _route(self, request: Request) -> Route:
+        """Sets the request's `params`. Raises `RequestError` 404."""
+        found = self._fixed.get(request.path)
+        if found is not None:
+            return found
+        root, _, rest = request.path.partition("/v2/models/")
+        parts = rest.split("/") if not root else []
+        if len(parts) > 2 and parts[1] == "versions":
+            request.params = {"name": parts[0], "version": parts[2]}
+            parts = [parts[0], *parts[3:]]
+        elif parts:
+            request.params = {"name": parts[0]}
+        found = self._of_model.get(parts[1] if len(parts) == 2 else "") if parts and len(parts) <= 2 else None
+        if found is None or parts[1:] == [""]:
+            raise RequestError(404, "Not Found")
+        return found
 
+    def _refusal(self, error: RequestError) -> Answer:
+        if error.reason:
+            self._service.stats.rejected(error.reason)
+        headers = {
+            503: {"retry-after": "1"},
+            401: {"www-authenticate": "Bearer"},
+            415: {"accept-encoding": "gzip, deflate"},
+        }
+        return json_answer({"error": error.message}, error.status, headers.get(error.status))
 
-def _describe(model: ServedModel, host: str, port: int) -> ServerReady:
-    shown = f"[{host}]" if ":" in host else host
-    return ServerReady(
-        address=f"http://{shown}:{port}",
-        model=model.name,
-        artifact=model.choice.artifact.name,
-        reason=model.choice.reason,
-        runner=model.runner.name,
-        self_test=model.tested,
-        is_public=host not in _LOOPBACK,
-    )
+    def _log(self, request: Request, answer: Answer, duration_ms: float, client: tuple[str, int] | None) -> None:
+        address = client[0] if client else ""
+        access(logger, Access(request.method, request.path, answer.status, duration_ms, address, request.id))

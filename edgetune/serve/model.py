@@ -2,63 +2,90 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgetune.core.bundle import Bundle, load_bundle
-from edgetune.core.errors import UsageError
-from edgetune.core.preprocess import preprocess_image
-from edgetune.core.tensors import LOGITS_OUTPUT, Array
-from edgetune.runners.base import Runner, infer_images, infer_parts
+from edgetune.core.bundle import MANIFEST_NAME, Bundle, load_bundle
+from edgetune.core.files import sha256_of_file
+from edgetune.core.preprocess import open_image, preprocess_opened
+from edgetune.core.tensors import Array, Feed
+from edgetune.runners.base import Runner, infer_parts
 from edgetune.runners.choice import Choice
 from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
-from edgetune.serve.settings import ServeSettings
+from edgetune.runners.ort_providers import CPU
+from edgetune.serve.plan import ThreadPlan, plan_threads, threads_of_a_run
+from edgetune.serve.settings import Limits, ServeSettings
 
 VERSION = "1"
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_FILE = "the file"  # as errors name what a client sent
+
+# An image of more pixels takes hundreds of MB while it is decoded, so few are at a time, whatever the threads.
+_LARGE_PIXELS = 4_000_000
+_large_images = threading.Semaphore(2)
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    name: str
+    """`digest` is the sha256 of the bundle's manifest, which vouches for every other file. Threads run the model under
+    `turn`: side by side on a CPU, one after the other on a GPU's context.
+    """
+
     bundle: Bundle
+    digest: str
     choice: Choice
     runner: Runner
     tested: SelfTest
+    turn: AbstractContextManager[object]
 
-    def infer(self, feed: dict[str, Array]) -> dict[str, Array]:
-        return infer_parts(self.runner, feed)
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        with self.turn:
+            return infer_parts(self.runner, feed)
 
-    def preprocess(self, data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+    def preprocess(self, data: bytes | memoryview, limits: Limits) -> npt.NDArray[np.uint8]:
         """One image file to uint8 `(1, H, W, 3)`; raises `ImageError`."""
-        return preprocess_image(data, self.bundle.manifest.preprocess, max_pixels=max_pixels)[np.newaxis]
-
-    def logits(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Logits `(classes,)` of one image `(1, H, W, 3)`."""
-        row: npt.NDArray[np.float32] = infer_images(self.runner, image, LOGITS_OUTPUT)[0]
-        return row
+        spec = self.bundle.manifest.preprocess
+        image = open_image(data, name=_FILE, max_pixels=limits.max_pixels, formats=limits.image_formats)
+        is_large = image.width * image.height > _LARGE_PIXELS
+        with _large_images if is_large else contextlib.nullcontext():
+            return preprocess_opened(image, spec, name=_FILE, max_pixels=limits.max_pixels)[np.newaxis]
 
 
 @contextmanager
-def open_model(bundle_path: Path, settings: ServeSettings) -> Iterator[ServedModel]:
+def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambda _: None) -> Iterator[ServedModel]:
     """Checks the bundle, opens the artifact that suits this machine, and tests it on the golden images.
 
     Raises:
         BundleError, ArtifactError, SelfTestError: as their messages say; nothing is served then.
     """
-    if settings.model_name and not _MODEL_NAME.fullmatch(settings.model_name):
-        raise UsageError(
-            f"the model name {settings.model_name!r} cannot stand in a URL.", hint="letters, digits, '.', '_' and '-'"
-        )
-    bundle = load_bundle(bundle_path)
-    wanted, options = settings.artifact, settings.runner
-    with open_chosen(bundle, wanted, options, allow_failed=settings.allow_failed) as (choice, runner):
+    say("checking the bundle")
+    # What `current` points to now: the link may be turned while the old bundle is still served.
+    bundle = load_bundle(bundle_path.resolve())
+    options = dataclasses.replace(settings.runner, threads=threads_of_a_run(settings))
+    say("loading the model")
+    with open_chosen(bundle, settings.artifact, options, allow_failed=settings.allow_failed) as (choice, runner):
+        say("testing it on the golden images")
         tested = self_test(bundle, choice.artifact, runner)
-        name = settings.model_name or bundle_path.resolve().name
-        yield ServedModel(name, bundle, choice, runner, tested)
+        turn = contextlib.nullcontext() if choice.runner == CPU else threading.Lock()
+        model = ServedModel(bundle, sha256_of_file(bundle.path / MANIFEST_NAME), choice, runner, tested, turn)
+        say("warming up")
+        _warm_up(model, plan_threads(settings, choice.runner))
+        yield model
+
+
+def _warm_up(model: ServedModel, plan: ThreadPlan) -> None:
+    """Runs each batch size that will come, so that no client waits for a provider's first choice of kernels."""
+    for batch in range(1, plan.batch + 1):
+        model.infer({
+            spec.name: np.zeros((batch, *(size or 1 for size in spec.shape[1:])), np.dtype(spec.dtype))
+            for spec in model.runner.input_specs
+        })  # fmt: skip

@@ -28,7 +28,7 @@ _INSTRUCTION_SETS = ("sse4_1", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "am
 _JOBS = {
     "fit and export": (("torch", "torchvision", "timm", "safetensors", "sklearn", "onnx", "onnxscript"), "train"),
     "quantize without torch": (("onnx",), "onnx"),
-    "serve": (("starlette", "uvicorn", "orjson"), "serve"),
+    "serve": (("uvicorn", "httptools", "orjson"), "serve"),
 }
 _LABELS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 # One library, many packages: JetPack's own, and by CUDA version, with or without the libraries.

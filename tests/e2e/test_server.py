@@ -43,7 +43,7 @@ def test_tritonclient_gets_the_golden_logits(address: str, small_bundle: Path, b
     assert connection.is_server_live()
     assert connection.is_server_ready()
     assert connection.is_model_ready("digits")
-    assert connection.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert "binary_tensor_data" in connection.get_server_metadata()["extensions"]
     assert connection.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, 224, 224, 3]
     images = triton.InferInput("image", list(golden.pixels.shape), "UINT8")
     images.set_data_from_numpy(golden.pixels, binary_data=binary)
@@ -119,16 +119,11 @@ def test_a_chunked_body_is_counted_while_it_arrives(client: httpx.Client) -> Non
     assert client.post("/v1/classify", content=chunks).status_code == 413
 
 
-def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
-    answer = client.post("/v1/classify", content=b"x", headers={"content-encoding": "gzip"})
-    assert answer.status_code == 415
-
-
 def test_a_client_that_leaves_does_not_hurt_the_next(client: httpx.Client, address: str, photos: Path) -> None:
     parts = urlsplit(address)
     for _ in range(40):
         with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
-            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
     time.sleep(0.2)
     body = next((photos / "7").iterdir()).read_bytes()
     assert client.post("/v1/classify", content=body).status_code == 200

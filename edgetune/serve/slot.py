@@ -1,0 +1,143 @@
+"""The model that is served now, and its change for another while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune.core.errors import EdgetuneError
+from edgetune.core.tensors import IMAGE_INPUT
+from edgetune.serve.model import ServedModel
+from edgetune.serve.settings import Limits
+from edgetune.serve.v2_request import WireContract
+
+logger = logging.getLogger(__name__)
+
+Opener = Callable[[Path], AbstractContextManager[ServedModel]]
+
+
+class Serving:
+    """An open model with the number of those that use it; the last to leave a retired one closes it."""
+
+    def __init__(self, model: ServedModel, limits: Limits, close: Callable[[], None]) -> None:
+        self.model = model
+        self.contract = _contract(model, limits)
+        self._close = close
+        self._users = 0
+        self._is_retired = False
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self) -> None:
+        self._users += 1
+
+    def release(self) -> None:
+        self._users -= 1
+        self._close_if_unused()
+
+    def retire(self) -> None:
+        self._is_retired = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._is_retired and self._users == 0:
+            self._close()
+
+
+@dataclass(frozen=True)
+class Swap:
+    """How the last change of the model went; `error` is empty where it is served now."""
+
+    bundle: str
+    ok: bool
+    error: str
+    seconds: float
+
+
+class Slot:
+    """Holds one model. A change opens, warms and tests the new one beside the old, and only then takes requests to it:
+    whatever goes wrong before leaves the old one serving. All methods belong to the event loop's thread.
+    """
+
+    def __init__(self, opener: Opener, limits: Limits) -> None:
+        self._opener = opener
+        self._limits = limits
+        self._serving: Serving | None = None
+        self._changing = asyncio.Lock()
+        # One thread opens and closes models: a session is dropped where it was made.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.last_swap: Swap | None = None
+
+    @property
+    def current(self) -> Serving:
+        if self._serving is None:
+            raise RuntimeError("no model is open")
+        return self._serving
+
+    def fill(self, model: ServedModel, close: Callable[[], None]) -> None:
+        """Takes the first model, which was opened before there was a loop."""
+        self._serving = Serving(model, self._limits, lambda: self._close_later(close))
+
+    async def change(self, path: Path) -> Swap:
+        """Serves the bundle at `path` from now on, or tells why not; never raises for a bundle."""
+        async with self._changing:
+            started = time.monotonic()
+            try:
+                fresh = await asyncio.get_running_loop().run_in_executor(self._keeper, self._open, path)
+            except EdgetuneError as error:
+                swap = Swap(path.name, ok=False, error=error.message, seconds=time.monotonic() - started)
+            else:
+                old, self._serving = self.current, fresh
+                old.retire()
+                swap = Swap(path.resolve().name, ok=True, error="", seconds=time.monotonic() - started)
+            self.last_swap = swap
+            return swap
+
+    def empty(self) -> None:
+        """Closes the model when its last request is over, and waits for that no longer than the process lives."""
+        if self._serving is not None:
+            self._serving.retire()
+        self._keeper.shutdown(wait=False)
+
+    def _open(self, path: Path) -> Serving:
+        with contextlib.ExitStack() as stack:
+            model = stack.enter_context(self._opener(path))
+            closing = stack.pop_all()
+        return Serving(model, self._limits, lambda: self._close_later(closing.close))
+
+    def _close_later(self, close: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the process ends, and takes the model with it
+            self._keeper.submit(_close, close)
+
+
+def _close(close: Callable[[], None]) -> None:
+    try:
+        close()
+    except Exception:
+        logger.exception("the previous model did not close")
+
+
+def _contract(model: ServedModel, limits: Limits) -> WireContract:
+    inputs = model.runner.input_specs
+    image = next((spec.name for spec in inputs if spec.name == IMAGE_INPUT and spec.dtype == "uint8"), None)
+    return WireContract(
+        inputs,
+        model.runner.output_specs,
+        image,
+        model.bundle.manifest.classes,
+        limits.max_images,
+        limits.max_json_bytes,
+    )

@@ -105,8 +105,8 @@ class Inference:
         def parse() -> InferRequest:
             return parse_infer_request(body, length, kind, serving.contract)
 
-        is_long = length is None and len(body) > _MUCH_JSON_BYTES
-        return await self._in_thread(parse) if is_long else parse()
+        json_bytes = int(length) if length and len(length) < 12 and length.isdecimal() else len(body)
+        return await self._in_thread(parse) if json_bytes > _MUCH_JSON_BYTES else parse()
 
     async def _run(
         self, request: Request, serving: Serving, items: Sequence[Item], timeout_us: int | None

@@ -23,6 +23,8 @@ from edgetune.serve.v2_pages import (
     GPU_KIND,
     ONNX_PLATFORM,
     PLAN_PLATFORM,
+    READY,
+    UNAVAILABLE,
     ModelPage,
     Placement,
     model_config,
@@ -89,7 +91,7 @@ class Pages:
         """`{"ready": true}` leaves out what is not ready; without a body everything is told."""
         body = await request.read_body(_INDEX_BYTES)
         wanted = _index_request(body)
-        state = "READY" if self._service.is_ready else "UNAVAILABLE"
+        state = READY if self._service.is_ready else UNAVAILABLE
         return json_answer(repository_index(self._service.name, VERSION, state=state, only_ready=wanted))
 
     async def metrics(self, request: Request) -> Answer:

@@ -104,9 +104,9 @@ def _open_first(
     try:
         return stack.enter_context(open_model(path, settings, say)), ""
     except EdgetuneError as error:
-        if settings.previous is None:
+        if settings.previous is None or not settings.previous.exists():
             raise
-        logger.exception("the bundle cannot be served, taking the previous one")
+        logger.error("the bundle cannot be served, taking the previous one", extra={"why": error.message})  # noqa: TRY400
         return stack.enter_context(open_model(settings.previous, settings, say)), error.message
 
 

@@ -78,6 +78,22 @@ def test_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path
     assert {path.name for path in (tmp_path / "parity").iterdir()} >= {"parity.json", "parity.md", "parity.xml"}
 
 
+def test_questions_to_the_server_run_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_bundle, tmp_path / "bundles" / "first")
+    shutil.copy(next((photos / "7").iterdir()), tmp_path / "photo.jpg")
+    commands = _commands_that_run(" of the server")
+    assert len(commands) == 4
+    with running_server(tmp_path / "bundles" / "first") as address:
+        said = []
+        for line in commands:
+            call = line.partition("  #")[0].replace("http://127.0.0.1:8000", address).replace("curl", "curl --fail", 1)
+            done = subprocess.run(shlex.split(call), cwd=tmp_path, capture_output=True, text=True, check=True)
+            said.append(done.stdout)
+    assert [text.count('"label":"7"') for text in said] == [1, 2, 0, 0]
+    assert (tmp_path / "logits").stat().st_size > 40
+    assert '"name":"first"' in said[3]
+
+
 def test_pythons_parity_runs_as_written(small_bundle: Path, photos: Path, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     shutil.copytree(small_bundle, tmp_path / "bundles" / "first")

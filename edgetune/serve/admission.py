@@ -6,10 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum, auto
 
 from edgetune.serve.errors import ClientGone, RequestError
 from edgetune.serve.request import Request
 from edgetune.serve.settings import Limits
+
+
+class _Turn(Enum):
+    """How waiting ends. No error is kept for it: see `as_request_error`."""
+
+    ADMITTED = auto()
+    REFUSED = auto()
+    GONE = auto()
 
 
 class Admission:
@@ -24,7 +33,7 @@ class Admission:
         self._limits = limits
         self._requests = 0
         self._bytes = 0
-        self._outside: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._outside: deque[tuple[int, asyncio.Future[_Turn]]] = deque()
 
     @property
     def admitted(self) -> int:
@@ -57,19 +66,24 @@ class Admission:
         self._bytes += weight
 
     async def _wait(self, weight: int, request: Request) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[_Turn] = asyncio.get_running_loop().create_future()
         self._outside.append((weight, turn))
-        request.when_gone(lambda: _give_up(turn, ClientGone()))
-        alarm = asyncio.get_running_loop().call_later(self._limits.admission_wait_s, self._refuse, turn)
+        request.when_gone(lambda: self._end(turn, _Turn.GONE))
+        alarm = asyncio.get_running_loop().call_later(self._limits.admission_wait_s, self._end, turn, _Turn.REFUSED)
         try:
-            await turn
+            verdict = await turn
         finally:
             alarm.cancel()
+        if verdict is _Turn.GONE:
+            raise ClientGone
+        if verdict is _Turn.REFUSED:
+            message = f"the server is busy with {self._requests} requests; try again"
+            raise RequestError(503, message, reason="queue_full")
 
-    def _refuse(self, turn: asyncio.Future[None]) -> None:
-        message = f"the server is busy with {self._requests} requests; try again"
-        _give_up(turn, RequestError(503, message, reason="queue_full"))
-        self._let_in()
+    def _end(self, turn: asyncio.Future[_Turn], verdict: _Turn) -> None:
+        if not turn.done():
+            turn.set_result(verdict)
+            self._let_in()
 
     def _let_in(self) -> None:
         while self._outside:
@@ -79,11 +93,6 @@ class Admission:
             elif self._fits(weight):
                 self._outside.popleft()
                 self._take(weight)
-                turn.set_result(None)
+                turn.set_result(_Turn.ADMITTED)
             else:
                 return
-
-
-def _give_up(turn: asyncio.Future[None], error: Exception) -> None:
-    if not turn.done():
-        turn.set_exception(error)

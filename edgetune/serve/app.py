@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from edgetune.serve.errors import ClientGone, RequestError
+from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.guard import Guard
-from edgetune.serve.inference import Inference, as_request_error
+from edgetune.serve.inference import Inference
 from edgetune.serve.logs import Access, access
 from edgetune.serve.pages import Pages
 from edgetune.serve.request import REQUEST_ID, Answer, Receive, Request, Scope, Send, json_answer, write_answer

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from edgetune.core.tensors import Array, Feed
+from edgetune.serve.errors import RequestError, as_request_error
 
 Prepare = Callable[[], Feed]
 
@@ -43,7 +44,7 @@ class Outcome:
     """`outputs` of one item, or the `error` that it met. Times in ns; `infer_ns` is the whole batch's."""
 
     outputs: dict[str, Array] | None = None
-    error: Exception | None = None
+    error: RequestError | None = None
     started_ns: int = 0
     prepare_ns: int = 0
     infer_ns: int = 0
@@ -76,7 +77,7 @@ def _prepare(item: Item) -> Outcome:
     try:
         item.ready_feed()
     except Exception as error:  # noqa: BLE001 - it is the request's to answer, and the thread must live
-        outcome.error = error
+        outcome.error = as_request_error(error)
     outcome.prepare_ns = time.perf_counter_ns() - started
     return outcome
 
@@ -86,7 +87,7 @@ def _infer_alone(model: Model, feed: Feed, outcome: Outcome) -> None:
     try:
         outcome.outputs = model.infer(feed)
     except Exception as error:  # noqa: BLE001 - see above
-        outcome.error = error
+        outcome.error = as_request_error(error)
     outcome.infer_ns = time.perf_counter_ns() - started
 
 

@@ -47,6 +47,7 @@ def make_server(
         http=protocol,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         lifespan="off",

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from edgetune.core.errors import ImageError, TensorError
 from edgetune.core.labels import top_predictions
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT, Array, Feed
 from edgetune.serve.batches import Item, Outcome, Prepare
 from edgetune.serve.compression import choose_encoding, deflate, inflate
-from edgetune.serve.errors import ClientGone, RequestError
+from edgetune.serve.errors import RequestError, as_request_error
 from edgetune.serve.model import VERSION
 from edgetune.serve.multipart import FORM, read_parts
 from edgetune.serve.request import Answer, Request, json_answer
@@ -25,7 +22,6 @@ from edgetune.serve.slot import Serving
 from edgetune.serve.v2_request import InferRequest, parse_infer_request
 from edgetune.serve.v2_response import encode_infer_response
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BINARY_HEADER = "inference-header-content-length"
@@ -159,8 +155,8 @@ class Inference:
         self, outcome: Outcome, serving: Serving, top: int, *, with_logits: bool
     ) -> dict[str, Any] | RequestError:
         """What is told of one image, or why nothing is."""
-        if outcome.error is not None or outcome.outputs is None:
-            return as_request_error(outcome.error)
+        if outcome.outputs is None:
+            return outcome.error or RequestError(500, "the image was not run")
         logits = outcome.outputs[LOGITS_OUTPUT][0].astype(np.float32, copy=False)
         if not np.isfinite(logits).all():
             self._service.stats.nonfinite()
@@ -180,27 +176,12 @@ def check_model(service: Service, request: Request) -> None:
 
 
 def joined(outcomes: Sequence[Outcome]) -> dict[str, Array]:
-    """The outputs of all parts of a request, in order. Raises the first error as a `RequestError`."""
+    """The outputs of all parts of a request, in order. Raises the first part's `RequestError`."""
     for outcome in outcomes:
         if outcome.error is not None:
             raise as_request_error(outcome.error)
     parts = [outcome.outputs or {} for outcome in outcomes]
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def as_request_error(error: Exception | None) -> RequestError:
-    """The client's own faults by their words; any other error by a number under which the log has it."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, ImageError):
-        return RequestError(400, error.message, reason="bad_image")
-    if isinstance(error, TensorError):
-        return RequestError(400, error.message, reason="bad_request")
-    if isinstance(error, ClientGone):
-        return RequestError(400, "the client has gone", reason="disconnected")
-    identifier = secrets.token_hex(4)
-    logger.error("internal error %s", identifier, exc_info=error)
-    return RequestError(500, f"internal error, id={identifier}", reason="internal")
 
 
 def _items_of(serving: Serving, parsed: InferRequest, chunk: int, service: Service) -> list[Item]:
@@ -224,7 +205,7 @@ def _preparing(serving: Serving, file: memoryview, service: Service) -> Prepare:
 
 def _or_raise(entry: dict[str, Any] | RequestError) -> dict[str, Any]:
     if isinstance(entry, RequestError):
-        raise entry
+        raise as_request_error(entry)
     return entry
 
 

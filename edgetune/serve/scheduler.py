@@ -9,11 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
 from typing import Protocol
 
 from edgetune.core.tensors import Feed
 from edgetune.serve.batches import Item, Outcome, run_items, signature
-from edgetune.serve.errors import ClientGone, RequestError
+from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.plan import ThreadPlan
 from edgetune.serve.slot import Serving
 
@@ -22,6 +23,14 @@ class Listener(Protocol):
     """Is told of each run of the session, on the event loop's thread."""
 
     def __call__(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None: ...
+
+
+class _End(Enum):
+    """How a ticket ends. No error is kept for it: see `as_request_error`."""
+
+    DONE = auto()
+    LATE = auto()
+    GONE = auto()
 
 
 class Ticket:
@@ -34,41 +43,42 @@ class Ticket:
         self.pending = deque(range(len(items)))
         self._outcomes: list[Outcome | None] = [None] * len(items)
         self._missing = len(items)
-        self._done: asyncio.Future[None] = loop.create_future()
+        self._end: asyncio.Future[_End] = loop.create_future()
         self._deadline_s = deadline_s
-        self._alarm = loop.call_later(deadline_s, self._expire)
+        self._alarm = loop.call_later(deadline_s, self._finish, _End.LATE)
 
     @property
     def is_over(self) -> bool:
         """Nobody waits for it any more; what is still queued of it is dropped."""
-        return self._done.done()
+        return self._end.done()
 
     async def wait(self) -> list[Outcome]:
         """Raises `RequestError` 504 at the deadline, and `ClientGone` when the client has left."""
         try:
-            await self._done
+            end = await self._end
         finally:
             self._alarm.cancel()
-            self._done.cancel()
+            self._end.cancel()
+        if end is _End.GONE:
+            raise ClientGone
+        if end is _End.LATE:
+            raise RequestError(504, f"the answer was not ready within {self._deadline_s:g} s", reason="deadline")
         return [outcome for outcome in self._outcomes if outcome is not None]
 
-    def finish(self, index: int, outcome: Outcome) -> None:
+    def take(self, index: int, outcome: Outcome) -> None:
+        """One item's outcome."""
         self._outcomes[index] = outcome
         self._missing -= 1
-        if self._missing == 0 and not self.is_over:
-            self._done.set_result(None)
+        if self._missing == 0:
+            self._finish(_End.DONE)
 
     def leave(self) -> None:
         """The client has gone: nothing more is done for it."""
-        self._give_up(ClientGone())
+        self._finish(_End.GONE)
 
-    def _expire(self) -> None:
-        message = f"the answer was not ready within {self._deadline_s:g} s"
-        self._give_up(RequestError(504, message, reason="deadline"))
-
-    def _give_up(self, error: Exception) -> None:
+    def _finish(self, end: _End) -> None:
         if not self.is_over:
-            self._done.set_exception(error)
+            self._end.set_result(end)
 
 
 class Scheduler:
@@ -198,7 +208,7 @@ class Scheduler:
         name = threading.get_ident()
         while (job := self._work.get()) is not None:
             if all(ticket.is_over for ticket, _ in job.parts):
-                outcomes = [Outcome(error=ClientGone()) for _ in job.parts]
+                outcomes = [Outcome() for _ in job.parts]
             else:
                 self._running[name] = time.perf_counter_ns()
                 outcomes = run_items(job.serving.model, [ticket.items[index] for ticket, index in job.parts])
@@ -216,7 +226,7 @@ class Scheduler:
         if outcomes[0].started_ns:
             self._listener(items, outcomes)
         for (ticket, index), outcome in zip(job.parts, outcomes, strict=True):
-            ticket.finish(index, outcome)
+            ticket.take(index, outcome)
 
 
 class _Job:
@@ -228,17 +238,17 @@ class _Job:
 
 
 def _decode(item: Item, done: Callable[[], object]) -> None:
-    """In a decoding thread. What it raises, it raises again when the item is run, from `prepare`."""
+    """In a decoding thread. An item that cannot be decoded fails again, with the same words, when it is run."""
     try:
         item.ready_feed()
     except Exception as error:  # noqa: BLE001 - kept for the item's own answer
-        item.prepare = _raising(error)
+        item.prepare = _raising(as_request_error(error))
     finally:
         done()
 
 
-def _raising(error: Exception) -> Callable[[], Feed]:
+def _raising(error: RequestError) -> Callable[[], Feed]:
     def again() -> Feed:
-        raise error
+        raise as_request_error(error)
 
     return again

@@ -27,7 +27,7 @@ class Limits:
 
     max_requests: int = 32
     max_request_bytes: int = 64 * MIB
-    admission_wait_s: float = 0.25
+    admission_wait_s: float = 1.0
     deadline_s: float = 5.0
     max_deadline_s: float = 60.0
     max_connections: int = 256

@@ -74,6 +74,7 @@ class App:
             self._service.stats.rejected("disconnected")
         finally:
             self._service.inflight -= 1
+            request.drop_body()
         if answer is not None:
             elapsed = time.perf_counter_ns() - started
             self._service.stats.request_done(label, answer.status, elapsed)

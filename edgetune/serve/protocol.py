@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from edgetune.serve.request import WHEN_GONE
+from edgetune.serve.body import Body
+from edgetune.serve.request import BODY, WHEN_GONE
 from edgetune.serve.settings import Limits
 
 _REASONS = {400: "bad_request", 408: "timeout", 431: "too_large", 503: "connections"}
@@ -27,6 +28,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._rejected = rejected
         self._when_gone: list[Callable[[], None]] = []
+        self._body: Body | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._steps = 0  # heads and bodies that have come to their end
         self._head_bytes = 0
@@ -51,6 +53,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_alarm()
         super().connection_lost(exc)
+        if self._body is not None:
+            self._body.lose()
         callbacks, self._when_gone = self._when_gone, []
         for callback in callbacks:
             callback()
@@ -75,6 +79,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(431, f"the request's head is over the limit of {self._limits.max_header_bytes} bytes")
             return
         self.scope[WHEN_GONE] = self._when_gone.append  # type: ignore[literal-required]
+        # Who says "Expect: 100-continue" sends no body before it is asked for by uvicorn's own way of reading.
+        self._body = None if self.expect_100_continue else Body(self.flow)
+        self.scope[BODY] = self._body  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -83,15 +90,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         if self._body_bytes > 2 * self._limits.max_body_bytes:
             self.transport.abort()  # it was told 413 long ago
-            return
-        super().on_body(body)
+        elif self._body is not None:
+            self._body.add(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._steps += 1
         self._in_head, self._in_body = True, False
         self._clear_alarm()
-        if not self.transport.is_closing():
-            super().on_message_complete()
+        if self.transport.is_closing():
+            return
+        super().on_message_complete()
+        if self._body is not None:
+            self._body.complete()
 
     def on_response_complete(self) -> None:
         self._when_gone.clear()

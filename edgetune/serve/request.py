@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from edgetune.serve.body import Body
 from edgetune.serve.errors import ClientGone, RequestError
 
 Scope = MutableMapping[str, Any]
@@ -22,6 +23,8 @@ JSON = "application/json"
 REQUEST_ID = "x-request-id"
 # Under this key of the scope the protocol leaves a function that takes what to call when the client leaves.
 WHEN_GONE = "edgetune.when_gone"
+# Under this one, the body that it collects; without it, as under another server, the body comes by ASGI's `receive`.
+BODY = "edgetune.body"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _prefix = secrets.token_hex(4)
@@ -57,8 +60,8 @@ class Request:
 
     def single(self, name: str) -> str | None:
         """A header that decides how the body is read. Raises `RequestError` 400 where it comes twice."""
-        encoded = name.encode()
-        if sum(key == encoded for key, _ in self._scope["headers"]) > 1:
+        given = self._scope["headers"]
+        if len(given) > len(self.headers) and sum(key == name.encode() for key, _ in given) > 1:
             raise RequestError(400, f"the header {name} comes more than once")
         return self.headers.get(name)
 
@@ -87,6 +90,9 @@ class Request:
         """Raises `RequestError` 413 over the limit, and `ClientGone`; the protocol answers what arrives too slowly."""
         if self.announced_bytes() > max_bytes:
             raise _too_large(max_bytes)
+        collected: Body | None = self._scope.get(BODY)
+        if collected is not None:
+            return await collected.read(max_bytes)
         body = bytearray()
         while True:
             message = await self._receive()
@@ -101,6 +107,12 @@ class Request:
             body += chunk
             if not more:
                 return body
+
+    def drop_body(self) -> None:
+        """The answer is made: what was not read is not kept for as long as the connection lives."""
+        collected: Body | None = self._scope.get(BODY)
+        if collected is not None:
+            collected.drop()
 
     def announced_bytes(self) -> int:
         """The Content-Length; 0 where the body comes in chunks, or there is none."""

@@ -14,6 +14,7 @@ from edgetune.serve.v2_request import MAX_TOP, InferRequest, WantedOutput
 from edgetune.serve.v2_tensors import BINARY_HEADER, BYTES, DATATYPES, join_elements, little_endian
 
 MAX_JSON_BYTES = 4 << 20
+_DATATYPES = {np.dtype(name): datatype for name, datatype in DATATYPES.items()}  # a dtype's name is slow to ask for
 
 # A digit and a comma, with a point and another digit for floats.
 _LEAST_INTEGER_BYTES, _LEAST_FLOAT_BYTES = 2, 4
@@ -50,7 +51,7 @@ def encode_infer_response(
 
 
 def _tensor_entry(wanted: WantedOutput, array: Array) -> tuple[dict[str, Any], bytes | memoryview | None]:
-    entry: dict[str, Any] = {"name": wanted.name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape}
+    entry: dict[str, Any] = {"name": wanted.name, "datatype": _DATATYPES[array.dtype], "shape": array.shape}
     if wanted.binary:
         blob = little_endian(array)
         return {**entry, "parameters": {"binary_data_size": blob.nbytes}}, blob

@@ -40,7 +40,8 @@ def runner_options(command: F) -> F:
     command = click.option(
         "--runner", type=click.Choice(RUNNERS), default="auto", show_default=True,
         help="What runs the artifact: ONNX Runtime on the CPU, on CUDA, or on one of its TensorRT providers, or an "
-        "engine that edgetune build made; auto takes an engine that passed parity on this machine, else the CPU.",
+        "engine that edgetune build made; auto takes an engine that passed parity on this machine, else CUDA, else the "
+        "CPU.",
     )(command)  # fmt: skip
     command = engine_cache_option(command)
     return click.option("--fallback", is_flag=True, help="Take the CPU, and say so, where --runner cannot.")(command)

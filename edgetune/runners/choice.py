@@ -12,8 +12,9 @@ from edgetune.core.engine_files import check_engine, check_host, engine_cache, f
 from edgetune.core.engine_record import EngineRecord
 from edgetune.core.errors import ArtifactError, EdgetuneError, EngineError, MissingDependencyError, UsageError
 from edgetune.core.machine import is_arm64, is_x86
-from edgetune.runners.ort_providers import CPU, CUDA, PROVIDERS, TENSORRT_EP, TENSORRT_RTX_EP
-from edgetune.runners.ort_runner import int8_saturates
+from edgetune.runners.cuda import gpu_identity
+from edgetune.runners.ort_providers import CPU, CUDA, PROVIDERS, TENSORRT_EP, TENSORRT_RTX_EP, EpChoice
+from edgetune.runners.ort_runner import available_providers, int8_saturates
 from edgetune.runners.trt_library import installed_backends
 from edgetune.runners.trt_runner import this_host
 
@@ -34,7 +35,7 @@ _PREFERRED = {
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """`kind` is one of `RUNNERS`; `auto` takes an engine that has passed parity here, else the CPU.
+    """`kind` is one of `RUNNERS`; `auto` takes an engine that passed parity here, else CUDA, else the CPU.
 
     `cache` is where engines are, None for the user's cache folder. With `fallback`, the CPU runs what `kind` cannot.
     """
@@ -74,7 +75,7 @@ def choose(bundle: Bundle, wanted: str, options: RunnerOptions, *, allow_failed:
         proved, problems = find_engine(suited, options.cache, allow_failed=allow_failed, proved=True)
         if proved is not None:
             return proved
-        choice = _choose_for_cpu(bundle, wanted, candidates)
+        choice = _choose_for_cuda(candidates) or _choose_for_cpu(bundle, wanted, candidates)
         return explained(choice, "an engine is there, but " + problems[0].message) if problems else choice
     if options.kind == CPU:
         return _choose_for_cpu(bundle, wanted, candidates)
@@ -119,6 +120,16 @@ def _choose_for_cpu(bundle: Bundle, wanted: str, candidates: Sequence[Artifact])
     if int8:
         return Choice(int8[0], f"INT8, {int8[0].verdict}, with exact sums; no FP32 artifact passed parity")
     raise _nothing_left(bundle, "this CPU")
+
+
+def _choose_for_cuda(candidates: Sequence[Artifact]) -> Choice | None:
+    """ONNX Runtime's CUDA provider, where it is installed and the driver sees a GPU. Its TensorRT providers are not
+    taken unasked: they build an engine at their first start, which takes minutes.
+    """
+    suited = best_first(candidates, CUDA)
+    if not suited or EpChoice(CUDA).ort_name not in available_providers() or gpu_identity() is None:
+        return None
+    return Choice(suited[0], f"{suited[0].precision.upper()}, {suited[0].verdict}, on the GPU", CUDA)
 
 
 def _choose_for_gpu(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import socket
@@ -16,14 +17,35 @@ from edgetune.serve.protocol import GuardedProtocol
 from edgetune.serve.settings import Limits
 
 _BACKLOG = 128
+_HANDSHAKE_S = 5.0
 
 
 class HttpServer(uvicorn.Server):
     """A uvicorn server that leaves the process's signals alone."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.servers: list[asyncio.base_events.Server] = []
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with a bound on the time of a TLS handshake, which is before any protocol of ours."""
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {"ssl": self.config.ssl}
+        if self.config.ssl is not None:
+            tls["ssl_handshake_timeout"] = _HANDSHAKE_S
+        for listener in sockets or []:
+            create: Any = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
+            self.servers.append(await create(self._protocol, sock=listener, backlog=_BACKLOG, **tls))
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state={})
+        return protocol
 
     @property
     def connection_count(self) -> int:

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import MANIFEST_NAME, Bundle, load_bundle
+from edgetune.core.errors import SelfTestError
 from edgetune.core.files import sha256_of_file
 from edgetune.core.preprocess import open_image, preprocess_opened
 from edgetune.core.tensors import Array, Feed
 from edgetune.runners.base import Runner, infer_parts
-from edgetune.runners.choice import Choice
+from edgetune.runners.choice import AUTO, Choice, explained
 from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
 from edgetune.runners.ort_providers import CPU
 from edgetune.serve.plan import ThreadPlan, plan_threads, threads_of_a_run
@@ -62,7 +63,8 @@ class ServedModel:
 
 @contextmanager
 def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambda _: None) -> Iterator[ServedModel]:
-    """Checks the bundle, opens the artifact that suits this machine, and tests it on the golden images.
+    """Checks the bundle, opens the artifact that suits this machine, and tests it on the golden images. Where nothing
+    was asked for and a GPU fails that test, the CPU is tried, and the choice's reason says so.
 
     Raises:
         BundleError, ArtifactError, SelfTestError: as their messages say; nothing is served then.
@@ -70,16 +72,31 @@ def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambd
     say("checking the bundle")
     # What `current` points to now: the link may be turned while the old bundle is still served.
     bundle = load_bundle(bundle_path.resolve())
+    with contextlib.ExitStack() as stack:
+        model = _open_tested(stack, bundle, settings, say)
+        say("warming up")
+        _warm_up(model, plan_threads(settings, model.choice.runner))
+        yield model
+
+
+def _open_tested(stack: contextlib.ExitStack, bundle: Bundle, settings: ServeSettings, say: Progress) -> ServedModel:
     options = dataclasses.replace(settings.runner, threads=threads_of_a_run(settings))
     say("loading the model")
-    with open_chosen(bundle, settings.artifact, options, allow_failed=settings.allow_failed) as (choice, runner):
-        say("testing it on the golden images")
+    attempt = stack.enter_context(contextlib.ExitStack())
+    opening = open_chosen(bundle, settings.artifact, options, allow_failed=settings.allow_failed)
+    choice, runner = attempt.enter_context(opening)
+    say("testing it on the golden images")
+    try:
         tested = self_test(bundle, choice.artifact, runner)
-        turn = contextlib.nullcontext() if choice.runner == CPU else threading.Lock()
-        model = ServedModel(bundle, sha256_of_file(bundle.path / MANIFEST_NAME), choice, runner, tested, turn)
-        say("warming up")
-        _warm_up(model, plan_threads(settings, choice.runner))
-        yield model
+    except SelfTestError as error:
+        attempt.close()
+        if choice.runner == CPU or options.kind != AUTO:
+            raise
+        on_cpu = dataclasses.replace(settings, runner=dataclasses.replace(options, kind=CPU))
+        model = _open_tested(stack, bundle, on_cpu, say)
+        return dataclasses.replace(model, choice=explained(model.choice, f"on the CPU, because {error.message}"))
+    turn = contextlib.nullcontext() if choice.runner == CPU else threading.Lock()
+    return ServedModel(bundle, sha256_of_file(bundle.path / MANIFEST_NAME), choice, runner, tested, turn)
 
 
 def _warm_up(model: ServedModel, plan: ThreadPlan) -> None:

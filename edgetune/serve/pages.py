@@ -56,7 +56,7 @@ class Pages:
 
     async def live(self, _: Request) -> Answer:
         live = self._service.is_live
-        return json_answer({"live": True}) if live else json_answer({"error": "a run of the model hangs"}, 503)
+        return json_answer({"live": True}) if live else json_answer({"error": "runs of the model hang or fail"}, 503)
 
     async def ready(self, _: Request) -> Answer:
         self._check_ready()

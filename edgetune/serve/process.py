@@ -130,7 +130,7 @@ class Process:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self) -> None:
-        """Tells systemd that all is well while it is; a hanging run is told to the log, and the watchdog ends us."""
+        """Tells systemd that all is well while it is; if not, the log is told, and the watchdog ends us."""
         was_live = True
         with contextlib.suppress(asyncio.CancelledError):
             while True:
@@ -139,7 +139,9 @@ class Process:
                 if is_live:
                     self._notifier.watchdog()
                 elif was_live:
-                    logger.error("a run of the model hangs", extra={"seconds": self._service.scheduler.oldest_run_s})
+                    logger.error(
+                        "runs of the model hang or fail", extra={"longest_s": self._service.scheduler.oldest_run_s}
+                    )
                 was_live = is_live
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from edgetune.serve.batches import Item, Outcome, run_items, signature
 from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.plan import ThreadPlan
 from edgetune.serve.slot import Serving
+from edgetune.serve.work import WorkQueue
 
 
 class Listener(Protocol):
@@ -94,7 +94,7 @@ class Scheduler:
         self._batch_delay_s = batch_delay_s if plan.batch > 1 else 0.0
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Ticket] = deque()
-        self._work: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._work: WorkQueue[_Job] = WorkQueue()
         self._handed = 0
         self._running: dict[int, int] = {}
         self._decoding = ThreadPoolExecutor(plan.decoders, thread_name_prefix="decode") if plan.batch > 1 else None
@@ -107,7 +107,7 @@ class Scheduler:
     @property
     def queue_length(self) -> int:
         """Items that no thread has begun."""
-        return sum(len(ticket.pending) for ticket in self._waiting) + self._work.qsize()
+        return sum(len(ticket.pending) for ticket in self._waiting) + len(self._work)
 
     @property
     def oldest_run_s(self) -> float:
@@ -127,8 +127,7 @@ class Scheduler:
     def close(self) -> None:
         """Ends the threads after what they have in hand; what waits is never begun."""
         self._waiting.clear()
-        for _ in self._threads:
-            self._work.put(None)
+        self._work.close()
         if self._decoding is not None:
             self._decoding.shutdown(wait=False, cancel_futures=True)
 

@@ -16,6 +16,8 @@ from edgetune.serve.stats import ServerStats, Timing
 # A run that lasts so long, and so much longer than runs do, hangs.
 _HANGS_AFTER_S = 10.0
 _HANGS_AFTER_RUNS = 20
+# What a client sends is checked before it runs, so that runs fail by themselves only.
+_BROKEN_AFTER_RUNS = 10
 
 
 class Service:
@@ -32,14 +34,18 @@ class Service:
         # Large JSON and compressed bodies, which would hold up the loop.
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self.inflight = 0
+        self._failed_in_a_row = 0
         self.count_connections: Callable[[], int] = lambda: 0
         self.is_draining = False
 
     @property
     def is_live(self) -> bool:
-        """False when a run of the session hangs: threads cannot be stopped, so only a new process helps."""
+        """False when a run of the session hangs, or run after run fails, as on a GPU that was lost: neither a thread
+        nor a CUDA context can be mended from within, so only a new process helps.
+        """
         usual_s = self.stats.recent_p99_ns() / 1e9
-        return self.scheduler.oldest_run_s < max(_HANGS_AFTER_S, _HANGS_AFTER_RUNS * usual_s)
+        hangs = self.scheduler.oldest_run_s > max(_HANGS_AFTER_S, _HANGS_AFTER_RUNS * usual_s)
+        return not hangs and self._failed_in_a_row < _BROKEN_AFTER_RUNS
 
     @property
     def open_connections(self) -> int:
@@ -62,6 +68,7 @@ class Service:
         for item, outcome in together:
             images = max(outcome.batch, item.count)
             queue_ns = outcome.started_ns - item.queued_ns
+            self._failed_in_a_row = 0 if outcome.error is None else self._failed_in_a_row + 1
             self.stats.executed(Timing(images, queue_ns, outcome.prepare_ns, outcome.infer_ns, outcome.error is None))
 
 

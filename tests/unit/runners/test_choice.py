@@ -275,3 +275,26 @@ def test_what_there_is_to_compare(device: _Device) -> None:
     assert names(AUTO) == [FP32, TENSORRT]
     with pytest.raises(EngineMismatchError, match="and this machine has none"):
         names(ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("providers", "gpu", "runner", "artifact"),
+    [
+        (("CUDAExecutionProvider", "CPUExecutionProvider"), object(), "cuda", FP32),
+        (("CUDAExecutionProvider", "CPUExecutionProvider"), None, "cpu", INT8),
+        (("CPUExecutionProvider",), object(), "cpu", INT8),
+    ],
+    ids=["both", "no driver", "no provider"],
+)
+def test_cuda_is_taken_unasked_where_it_is(
+    providers: tuple[str, ...], gpu: object, runner: str, artifact: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choice, "available_providers", lambda: providers)
+    monkeypatch.setattr(choice, "gpu_identity", lambda: gpu)
+    monkeypatch.setattr(choice, "is_x86", lambda: True)
+    monkeypatch.setattr(choice, "int8_saturates", lambda: False)
+    bundle = mean_bundle(tmp_path / "b", {FP32: "PASS", INT8: "PASS"})
+    found = choose(bundle, "auto", RunnerOptions(cache=tmp_path))
+    assert (found.runner, found.artifact.name) == (runner, artifact)
+    named = choose(bundle, INT8, RunnerOptions(cache=tmp_path))
+    assert (named.runner, named.artifact.name) == ("cpu", INT8)

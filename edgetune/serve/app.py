@@ -17,6 +17,8 @@ from edgetune.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
+_LEFT_OUT = ("/v2/systemsharedmemory", "/v2/cudasharedmemory", "/v2/logging", "/v2/trace/")
+
 Endpoint = Callable[[Request], Awaitable[Answer]]
 
 
@@ -110,7 +112,7 @@ class App:
             request.params = {"name": parts[0]}
         found = self._of_model.get(parts[1] if len(parts) == 2 else "") if parts and len(parts) <= 2 else None
         if found is None or parts[1:] == [""]:
-            raise RequestError(404, "Not Found")
+            raise _no_route(request.path)
         return found
 
     def _refusal(self, error: RequestError) -> Answer:
@@ -126,3 +128,12 @@ class App:
     def _log(self, request: Request, answer: Answer, duration_ms: float, client: tuple[str, int] | None) -> None:
         address = client[0] if client else ""
         access(logger, Access(request.method, request.path, answer.status, duration_ms, address, request.id))
+
+
+def _no_route(path: str) -> RequestError:
+    """Parts of the protocol that this server leaves out are told apart from addresses that mean nothing."""
+    if path.startswith("/v2/repository/models/"):
+        return RequestError(501, "models are not loaded or unloaded over this port; see SIGHUP and --admin")
+    if path.startswith(_LEFT_OUT) or path.endswith("/trace/setting"):
+        return RequestError(501, "this extension of the protocol is not supported")
+    return RequestError(404, "Not Found")

@@ -23,11 +23,14 @@ class Model(Protocol):
 
 @dataclass(eq=False)
 class Item:
-    """A part of a request that is never split: `feed` holds `count` images, or `prepare` makes it."""
+    """A part of a request that is never split: `feed` holds `count` images, or `prepare` makes it. With `is_alone` it
+    is not run together with others.
+    """
 
     count: int
     feed: Feed | None = None
     prepare: Prepare | None = None
+    is_alone: bool = False
     queued_ns: int = field(default_factory=time.perf_counter_ns)
 
     def ready_feed(self) -> Feed:

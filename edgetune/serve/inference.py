@@ -187,8 +187,8 @@ def joined(outcomes: Sequence[Outcome]) -> dict[str, Array]:
 def _items_of(serving: Serving, parsed: InferRequest, chunk: int, service: Service) -> list[Item]:
     if parsed.files:
         return [Item(1, prepare=_preparing(serving, file, service)) for file in parsed.files]
-    if parsed.count <= chunk:
-        return [Item(parsed.count, parsed.feed)]
+    if parsed.count <= chunk or not serving.contract.is_batched:
+        return [Item(parsed.count, parsed.feed, is_alone=not serving.contract.is_batched)]
     return [Item(len(next(iter(part.values()))), part) for part in _parts(parsed.feed, parsed.count, chunk)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import MANIFEST_NAME, Bundle, load_bundle
-from edgetune.core.errors import SelfTestError
+from edgetune.core.errors import ModelError, SelfTestError
 from edgetune.core.files import sha256_of_file
 from edgetune.core.preprocess import open_image, preprocess_opened
 from edgetune.core.tensors import Array, Feed
@@ -24,6 +24,7 @@ from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
 from edgetune.runners.ort_providers import CPU
 from edgetune.serve.plan import ThreadPlan, plan_threads, threads_of_a_run
 from edgetune.serve.settings import Limits, ServeSettings
+from edgetune.serve.v2_tensors import DATATYPES
 
 VERSION = "1"
 _FILE = "the file"  # as errors name what a client sent
@@ -74,6 +75,7 @@ def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambd
     bundle = load_bundle(bundle_path.resolve())
     with contextlib.ExitStack() as stack:
         model = _open_tested(stack, bundle, settings, say)
+        _check_types(model)
         say("warming up")
         _warm_up(model, plan_threads(settings, model.choice.runner))
         yield model
@@ -99,10 +101,17 @@ def _open_tested(stack: contextlib.ExitStack, bundle: Bundle, settings: ServeSet
     return ServedModel(bundle, sha256_of_file(bundle.path / MANIFEST_NAME), choice, runner, tested, turn)
 
 
+def _check_types(model: ServedModel) -> None:
+    """Raises `ModelError` for a tensor type that has no name on the wire."""
+    for spec in (*model.runner.input_specs, *model.runner.output_specs):
+        if spec.dtype not in DATATYPES:
+            raise ModelError(f"{spec.name} of the model is {spec.dtype}, expected one of {', '.join(DATATYPES)}.")
+
+
 def _warm_up(model: ServedModel, plan: ThreadPlan) -> None:
     """Runs each batch size that will come, so that no client waits for a provider's first choice of kernels."""
     for batch in range(1, plan.batch + 1):
         model.infer({
-            spec.name: np.zeros((batch, *(size or 1 for size in spec.shape[1:])), np.dtype(spec.dtype))
+            spec.name: np.zeros([batch if size is None else size for size in spec.shape], np.dtype(spec.dtype))
             for spec in model.runner.input_specs
         })  # fmt: skip

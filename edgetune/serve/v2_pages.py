@@ -74,7 +74,7 @@ def model_metadata(page: ModelPage) -> dict[str, Any]:
 def model_config(page: ModelPage, placement: Placement) -> dict[str, Any]:
     """Triton's model configuration as JSON. Batches are those that a client may send, 0 where the model fixes them."""
     contract = page.contract
-    is_batched = all(spec.shape[:1] == (None,) for spec in (*contract.inputs, *contract.outputs))
+    is_batched = contract.is_batched
     config: dict[str, Any] = {
         "name": page.name,
         "platform": page.platform,

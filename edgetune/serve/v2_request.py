@@ -51,6 +51,11 @@ class WireContract:
     max_batch: int = 256
     max_json_bytes: int = 4 << 20
 
+    @property
+    def is_batched(self) -> bool:
+        """Whether all inputs and outputs begin with the number of items, so that requests can be split and joined."""
+        return all(spec.shape[:1] == (None,) for spec in (*self.inputs, *self.outputs))
+
     def takes_files(self, spec: TensorSpec) -> bool:
         return spec.name == self.image_input and len(self.inputs) == 1
 

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 _STATUS = Path("/proc/self/status")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -20,6 +21,15 @@ def usable_cpus() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError, ZeroDivisionError):
         return count  # no cgroup, or its quota is "max"
+
+
+def usable_memory_bytes() -> int:
+    """Memory this process may use: the machine's, bounded by the cgroup's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 30
+    try:
+        return min(total, int(_CGROUP_MEMORY_MAX.read_text()))
+    except (OSError, ValueError):
+        return total  # no cgroup, or its limit is "max"
 
 
 def _cpuinfo_field(*names: str) -> str:

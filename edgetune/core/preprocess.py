@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ _TURNS = {
 
 # Pillow's own limit would warn or fail first, in words of its own; ours is checked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+# More scans than any encoder writes. A scan's header tells its length, 6 + 2 n, and its number of components, n.
+_MAX_SCANS = 100
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 # What Pillow's decoders raise on damaged bytes; a bug of ours outside this list keeps its traceback.
 _DECODE_ERRORS = (
@@ -117,7 +123,20 @@ def open_image(
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name} has {width}x{height} pixels, over the limit of {max_pixels} pixels.")
+    if image.format == "JPEG" and _count_scans(data) > _MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of over {_MAX_SCANS} scans; cameras write at most a dozen.")
     return image
+
+
+def _count_scans(data: bytes | memoryview) -> int:
+    """Scans of a JPEG (ITU-T T.81, B.2.3), those of thumbnails in it included; no more are sought than are allowed.
+
+    A progressive JPEG may repeat a scan of a few bytes without end, and each costs a pass over all pixels.
+    """
+    content = bytes(data)
+    if content.count(b"\xff\xda\x00") <= _MAX_SCANS:  # faster than the pattern, and enough for all but hostile files
+        return 0
+    return sum(1 for _ in itertools.islice(_SCAN.finditer(content), _MAX_SCANS + 1))
 
 
 def preprocess_opened(

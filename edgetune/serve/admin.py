@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from edgetune.core.errors import AddressError
-from edgetune.serve.errors import ClientGone, RequestError
+from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.request import Answer, Receive, Request, Scope, Send, json_answer, write_answer
 from edgetune.serve.service import Service
 from edgetune.serve.slot import Swap
@@ -52,8 +52,11 @@ class AdminApp:
             if call == ("POST", "/swap"):
                 swap = await self._change(_bundle_of(await request.read_body(_BODY_BYTES)))
                 return json_answer(asdict(swap), 200 if swap.ok else 409)
-        except RequestError as error:
-            return json_answer({"error": error.message}, error.status)
+        except ClientGone:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in the application for clients
+            refusal = as_request_error(error)
+            return json_answer({"error": refusal.message}, refusal.status)
         return json_answer({"error": "Not Found"}, 404)
 
     def _status(self) -> dict[str, Any]:

@@ -22,20 +22,24 @@ class Flow(Protocol):
 class Body:
     """Keeps the pieces as they come, and joins them once: a body of one piece is never copied."""
 
-    __slots__ = ("_flow", "_is_complete", "_is_lost", "_is_wanted", "_max_bytes", "_pieces", "_size", "_waiting")
+    __slots__ = ("_flow", "_is_complete", "_is_dropped", "_is_lost", "_is_wanted", "_max_bytes", "_pieces", "_size",
+                 "_waiting")  # fmt: skip
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._pieces: list[bytes] = []
         self._size = 0
         self._max_bytes = 1 << 62
-        self._is_complete = self._is_lost = self._is_wanted = False
+        self._is_complete = self._is_dropped = self._is_lost = self._is_wanted = False
         self._waiting: asyncio.Future[None] | None = None
 
     def add(self, piece: bytes) -> None:
         self._size += len(piece)
         if self._size > self._max_bytes:
             self._pieces.clear()
+            if self._is_dropped:
+                return
+            self._flow.pause_reading()  # until the refusal has left
             self._wake()
             return
         self._pieces.append(piece)
@@ -54,7 +58,7 @@ class Body:
     def drop(self) -> None:
         """Nobody will read it: what came is forgotten, and so is what still comes."""
         self._pieces.clear()
-        self._max_bytes = -1
+        self._max_bytes, self._is_dropped = -1, True
         self._flow.resume_reading()
 
     async def read(self, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import ssl
 from pathlib import Path
 
@@ -15,6 +16,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # Probes carry no token, and learn nothing here but that the server is well.
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _LEAST_TOKEN_CHARACTERS = 16
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
 
 
 class Guard:
@@ -43,7 +45,7 @@ class Guard:
         if self._hosts and _host_name(request.single("host") or "") not in self._hosts:
             raise RequestError(421, "this server does not answer for the host of the request", reason="host")
         if self._token and request.path not in _OPEN_PATHS:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            scheme, _, given = (request.single("authorization") or "").partition(" ")
             good = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
             if scheme.lower() != "bearer" or not good:
                 raise RequestError(401, "this server asks for a bearer token", reason="auth")
@@ -95,7 +97,6 @@ def _read_token(path: Path) -> bytes:
 
 
 def _host_name(header: str) -> str:
-    """The name without the port, and an IPv6 address without its brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
+    """The name without the port, and an IPv6 address without its brackets; empty for what is neither."""
+    found = _HOST.fullmatch(header.lower())
+    return (found[1] or found[2]) if found else ""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgetune.core.bundle import MANIFEST_NAME, Bundle, load_bundle
 from edgetune.core.errors import ModelError, SelfTestError
 from edgetune.core.files import sha256_of_file
+from edgetune.core.machine import usable_memory_bytes
 from edgetune.core.preprocess import open_image, preprocess_opened
 from edgetune.core.tensors import Array, Feed
 from edgetune.runners.base import Runner, infer_parts
@@ -29,9 +30,9 @@ from edgetune.serve.v2_tensors import DATATYPES
 VERSION = "1"
 _FILE = "the file"  # as errors name what a client sent
 
-# An image of more pixels takes hundreds of MB while it is decoded, so few are at a time, whatever the threads.
+# An image of more pixels takes up to 350 MB while it is decoded, so few are at a time, whatever the threads.
 _LARGE_PIXELS = 4_000_000
-_large_images = threading.Semaphore(2)
+_large_images = threading.Semaphore(max(1, min(4, usable_memory_bytes() >> 30)))
 
 Progress = Callable[[str], None]
 

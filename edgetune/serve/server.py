@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,7 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[S
         AddressError, ConfigError, UsageError: the address, the TLS files, the token or the options are unfit.
     """
     check_access(settings)
-    configure_logging(settings.log_format, "INFO")
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are clients' faults, which are counted
+    _log_to_stderr(settings)
     name, tls, notifier = model_name(bundle_path, settings), tls_context(settings.access), Notifier(os.environ)
     with contextlib.ExitStack() as model_stack, contextlib.ExitStack() as sockets:
         model, problem = _open_first(model_stack, bundle_path, settings, notifier)
@@ -74,6 +74,14 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[S
         start = Start(name, model, model_stack.pop_all().close, listener, admin, tls)
         process = Process(bundle_path, settings, notifier)
         _run(process.run(start, lambda: announce(ready)))
+
+
+def _log_to_stderr(settings: ServeSettings) -> None:
+    """What these libraries have to say are clients' faults, which are counted, and told to the clients."""
+    configure_logging(settings.log_format, "INFO")
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def model_name(bundle_path: Path, settings: ServeSettings) -> str:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune.core.errors import EdgetuneError
+from edgetune.core.errors import EdgetuneError, first_line
 from edgetune.core.tensors import IMAGE_INPUT
 from edgetune.serve.model import ServedModel
 from edgetune.serve.settings import Limits
@@ -92,13 +92,16 @@ class Slot:
         self._serving = Serving(model, self._limits, lambda: self._close_later(close))
 
     async def change(self, path: Path) -> Swap:
-        """Serves the bundle at `path` from now on, or tells why not; never raises for a bundle."""
+        """Serves the bundle at `path` from now on, or tells why not; then the old one stays."""
         async with self._changing:
             started = time.monotonic()
             try:
                 fresh = await asyncio.get_running_loop().run_in_executor(self._keeper, self._open, path)
-            except EdgetuneError as error:
-                swap = Swap(path.name, ok=False, error=error.message, seconds=time.monotonic() - started)
+            except Exception as error:
+                if not isinstance(error, EdgetuneError):
+                    logger.exception("the bundle could not be opened")
+                why = error.message if isinstance(error, EdgetuneError) else first_line(error)
+                swap = Swap(path.name, ok=False, error=why, seconds=time.monotonic() - started)
             else:
                 old, self._serving = self.current, fresh
                 old.retire()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -14,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from edgetune.serve.body import Body
 from edgetune.serve.request import BODY, WHEN_GONE
 from edgetune.serve.settings import Limits
+from edgetune.serve.transport import OneWrite, send_at_once
 
 _REASONS = {400: "bad_request", 408: "timeout", 431: "too_large", 503: "connections"}
 
@@ -57,8 +57,9 @@ class GuardedProtocol(HttpToolsProtocol):
         return not (self._in_head or self._in_body or self._unanswered)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        _send_at_once(transport)
+        send_at_once(transport)
+        self._answers = OneWrite(transport)
+        super().connection_made(cast("asyncio.Transport", self._answers))
         if len(self.connections) > self._limits.max_connections and not self._close_another():
             self._refuse(503, "the server has no connection left; try again")
             return
@@ -161,6 +162,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._rest()
 
     def on_response_complete(self) -> None:
+        self._answers.end_answer()
         self._when_gone.clear()
         self._unanswered.popleft()
         super().on_response_complete()
@@ -282,12 +284,3 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         self.transport.close()
         self._watch_writing()
-
-
-def _send_at_once(transport: asyncio.BaseTransport) -> None:
-    """An answer is a head and a body, two writes; Nagle's algorithm would hold the second back for 40 ms. asyncio turns
-    it off only for sockets that name their protocol, which accepted ones do not.
-    """
-    connection = transport.get_extra_info("socket")
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

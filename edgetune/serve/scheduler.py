@@ -140,10 +140,10 @@ class Scheduler:
         self._handed -= 1
         job.serving.release()
         self._dispatch()
-        if outcomes[0].started_ns:
-            self._listener([part.item for part in job.parts], outcomes)
         for part, outcome in zip(job.parts, outcomes, strict=True):
             part.ticket.take(part.index, outcome)
+        if outcomes[0].started_ns:  # counted when the answers have left
+            self._loop.call_soon(self._listener, [part.item for part in job.parts], outcomes)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _FRAMING_BYTES = 1 << 20
 # An answer that is not read must shrink by so much in so long.
 _WRITE_TIMEOUT_S = 10.0
 _LEAST_WRITTEN_BYTES = 1 << 14
+# A connection too many gets so long to ask, and is then told that it is one.
+_SURPLUS_S = 1.0
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -45,6 +47,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._in_body = False
         self._is_deaf = False  # what still comes is not looked at
+        self._is_surplus = False  # one connection too many
         self._head_bytes = 0
         self._bodies = 0  # that came to their end
         self._body_bytes = 0
@@ -60,10 +63,15 @@ class GuardedProtocol(HttpToolsProtocol):
         send_at_once(transport)
         self._answers = OneWrite(transport)
         super().connection_made(cast("asyncio.Transport", self._answers))
-        if len(self.connections) > self._limits.max_connections and not self._close_another():
-            self._refuse(503, "the server has no connection left; try again")
+        too_many = len(self.connections) - self._limits.max_connections
+        self._is_surplus = too_many > 0 and not self._close_another()
+        if self._is_surplus and too_many > self._limits.max_connections:
+            self._close()
             return
-        self._set_alarm(self._limits.header_timeout_s, self._head_is_late)
+        patience_s = (
+            min(_SURPLUS_S, self._limits.header_timeout_s) if self._is_surplus else self._limits.header_timeout_s
+        )
+        self._set_alarm(patience_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_alarm()
@@ -121,6 +129,9 @@ class GuardedProtocol(HttpToolsProtocol):
         head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if head_bytes > self._limits.max_header_bytes:
             self._refuse(431, f"the request's head is over the limit of {self._limits.max_header_bytes} bytes")
+            return
+        if self._is_surplus:  # an answer before the request would be lost with the connection's reset
+            self._refuse(503, "the server has no connection left; try again")
             return
         if self._is_deaf or len(self._unanswered) >= _MOST_PIPELINED:
             self._end_after_answers()

@@ -45,7 +45,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         toml = importlib.import_module("tomli")
     try:
         tables: dict[str, Any] = toml.loads(path.read_bytes().decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML file that can be read: {error}.") from error
     return tables
 

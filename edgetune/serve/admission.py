@@ -43,7 +43,9 @@ class Admission:
     async def place(self, request: Request) -> AsyncIterator[None]:
         """Held from before the body is read to the answer. Raises `RequestError` 503 or 413, and `ClientGone`."""
         limit = self._limits.max_body_bytes
-        weight = limit if request.is_chunked else request.announced_bytes()
+        # What comes in chunks or compressed may become as large as a body may be.
+        may_grow = request.is_chunked or "content-encoding" in request.headers
+        weight = max(request.announced_bytes(), limit if may_grow else 0)
         if weight > limit:
             raise RequestError(413, f"the body is over the limit of {limit} bytes", reason="too_large")
         if self._outside or not self._fits(weight):
@@ -53,9 +55,7 @@ class Admission:
         try:
             yield
         finally:
-            self._requests -= 1
-            self._bytes -= weight
-            self._let_in()
+            self._give_back(weight)
 
     def _fits(self, weight: int) -> bool:
         within = self._bytes + weight <= self._limits.max_request_bytes
@@ -65,6 +65,11 @@ class Admission:
         self._requests += 1
         self._bytes += weight
 
+    def _give_back(self, weight: int) -> None:
+        self._requests -= 1
+        self._bytes -= weight
+        self._let_in()
+
     async def _wait(self, weight: int, request: Request) -> None:
         turn: asyncio.Future[_Turn] = asyncio.get_running_loop().create_future()
         self._outside.append((weight, turn))
@@ -72,6 +77,12 @@ class Admission:
         alarm = asyncio.get_running_loop().call_later(self._limits.admission_wait_s, self._end, turn, _Turn.REFUSED)
         try:
             verdict = await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._let_in()
+            elif turn.result() is _Turn.ADMITTED:
+                self._give_back(weight)
+            raise
         finally:
             alarm.cancel()
         if verdict is _Turn.GONE:

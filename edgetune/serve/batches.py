@@ -100,12 +100,13 @@ def _infer_together(model: Model, feeds: Sequence[Feed], outcomes: Sequence[Outc
         return False
     started = time.perf_counter_ns()
     counts = [len(next(iter(feed.values()))) for feed in feeds]
-    joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    ends = np.cumsum(counts)
     try:
-        outputs = model.infer(joined)
+        outputs = model.infer({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
     except Exception:  # noqa: BLE001 - each is tried alone, and then tells its own error
         return False
-    ends = np.cumsum(counts)
+    if any(array.shape[:1] != (ends[-1],) for array in outputs.values()):
+        return False  # what is not one row an image cannot be shared out
     elapsed = time.perf_counter_ns() - started
     for outcome, start, end in zip(outcomes, ends - counts, ends, strict=True):
         outcome.outputs = {name: array[start:end] for name, array in outputs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 import ssl
 from pathlib import Path
@@ -13,6 +14,16 @@ from edgetune.serve.request import Request
 from edgetune.serve.settings import Access, ServeSettings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 # Probes carry no token, and learn nothing here but that the server is well.
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _LEAST_TOKEN_CHARACTERS = 16
@@ -30,9 +41,7 @@ class Guard:
         access = settings.access
         self._token = b"" if access.token_file is None else _read_token(access.token_file)
         names = {host.lower() for host in access.hosts}
-        if settings.host in LOOPBACK and not self._token:
-            names |= LOOPBACK
-        elif names:
+        if names or (is_loopback(settings.host) and not self._token):
             names |= LOOPBACK | {settings.host.lower()}
         self._hosts = names
 
@@ -54,7 +63,7 @@ class Guard:
 def check_access(settings: ServeSettings) -> None:
     """Raises `UsageError` when a public address would be open to everybody without a word."""
     access = settings.access
-    if settings.host not in LOOPBACK and access.token_file is None and access.tls_ca is None and not access.insecure:
+    if not is_loopback(settings.host) and access.token_file is None and access.tls_ca is None and not access.insecure:
         raise UsageError(
             f"{settings.host} is reachable from the network, and anybody there could use this server.",
             hint="give --token-file or --tls-ca, or --insecure if the network is trusted",
@@ -70,7 +79,8 @@ def tls_context(access: Access) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(access.tls_certificate, access.tls_key)
+        # An empty passphrase: without one OpenSSL would ask for it on the terminal, and wait.
+        context.load_cert_chain(access.tls_certificate, access.tls_key, password="")
         if access.tls_ca is not None:
             context.load_verify_locations(access.tls_ca)
             context.verify_mode = ssl.CERT_REQUIRED

@@ -69,7 +69,7 @@ class Inference:
                     raise RequestError(400, "the body is empty, expected an image file")
                 kind = request.headers.get("content-type", "")
                 is_form = kind.lower().startswith(FORM)
-                names, files = self._files(body, kind) if is_form else ([""], [memoryview(body)])
+                names, files = await self._files(body, kind) if is_form else ([""], [memoryview(body)])
                 items = [Item(1, prepare=_preparing(serving, file, service)) for file in files]
                 outcomes = await self._run(request, serving, items, None)
                 service.stats.request_inferred(timing_of(items, outcomes), 0)
@@ -81,8 +81,9 @@ class Inference:
             {**head, "images": [_entry(name, entry) for name, entry in zip(names, entries, strict=True)]}
         )
 
-    def _files(self, body: bytes | bytearray, content_type: str) -> tuple[list[str], list[memoryview]]:
-        parts = read_parts(body, content_type, self._service.settings.limits.max_images)
+    async def _files(self, body: bytes | bytearray, content_type: str) -> tuple[list[str], list[memoryview]]:
+        most = self._service.settings.limits.max_images
+        parts = await self._in_thread(lambda: read_parts(body, content_type, most))
         return [part.name for part in parts], [memoryview(part.data) for part in parts]
 
     async def _read(self, request: Request) -> bytes | bytearray:

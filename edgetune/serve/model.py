@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.bundle import MANIFEST_NAME, Bundle, load_bundle
-from edgetune.core.errors import ModelError, SelfTestError
+from edgetune.core.errors import BundleError, ModelError, SelfTestError, first_line
 from edgetune.core.files import sha256_of_file
 from edgetune.core.machine import usable_memory_bytes
 from edgetune.core.preprocess import open_image, preprocess_opened
@@ -63,6 +63,14 @@ class ServedModel:
             return preprocess_opened(image, spec, name=_FILE, max_pixels=limits.max_pixels)[np.newaxis]
 
 
+def _followed(path: Path) -> Path:
+    """Where a link leads now. Raises `BundleError` for links that lead in a ring."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path} cannot be followed: {first_line(error)}.") from error
+
+
 @contextmanager
 def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambda _: None) -> Iterator[ServedModel]:
     """Checks the bundle, opens the artifact that suits this machine, and tests it on the golden images. Where nothing
@@ -73,7 +81,7 @@ def open_model(bundle_path: Path, settings: ServeSettings, say: Progress = lambd
     """
     say("checking the bundle")
     # What `current` points to now: the link may be turned while the old bundle is still served.
-    bundle = load_bundle(bundle_path.resolve())
+    bundle = load_bundle(_followed(bundle_path))
     with contextlib.ExitStack() as stack:
         model = _open_tested(stack, bundle, settings, say)
         _check_types(model)

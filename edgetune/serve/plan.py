@@ -27,9 +27,8 @@ class ThreadPlan:
     decoders: int
 
     def __str__(self) -> str:
-        text = (
-            f"{_count(self.runs, 'run')} side by side on {_count(self.threads, 'thread')} each, {self.cpus} usable CPUs"
-        )
+        runs, threads, cpus = _count(self.runs, "run"), _count(self.threads, "thread"), _count(self.cpus, "usable CPU")
+        text = f"{runs} side by side on {threads} each, {cpus}"
         if self.batch > 1:
             text += f"; up to {self.batch} images a run, decoded on {_count(self.decoders, 'thread')}"
         return text

@@ -56,6 +56,7 @@ class Process:
     async def run(self, start: Start, started: Callable[[], None]) -> None:
         """Serves until it is told to stop; `started` is called when the first request would be answered."""
         service = self._service = self._make_service(start)
+        self._runner = start.model.choice.runner
         server, admin = self._servers(start, service)
         self._server = server
         service.count_connections = lambda: server.connection_count
@@ -74,7 +75,7 @@ class Process:
             watching.cancel()
             if admin is not None and admin_serving is not None:
                 admin.stop(at_once=True)
-                await admin_serving
+                await asyncio.gather(admin_serving, return_exceptions=True)
             service.close()
 
     async def change(self, path: Path | None = None) -> Swap:
@@ -82,6 +83,8 @@ class Process:
         self._notifier.reloading()
         swap = await self._service.slot.change(path or self._bundle_path)
         self._service.stats.model_loaded(swap.ok)
+        if swap.ok and self._service.slot.current.model.choice.runner != self._runner:
+            logger.warning("the new model runs on another device; start the server anew for threads that suit it")
         if swap.ok:
             logger.info("model changed", extra={"bundle": swap.bundle, "seconds": swap.seconds})
         else:

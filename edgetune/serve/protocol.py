@@ -48,6 +48,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_body = False
         self._is_deaf = False  # what still comes is not looked at
         self._is_surplus = False  # one connection too many
+        self._is_lost = False
         self._head_bytes = 0
         self._bodies = 0  # that came to their end
         self._body_bytes = 0
@@ -74,6 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._set_alarm(patience_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._clear_alarm()
         self._clear_write_alarm()
         for cycle in self._unanswered:
@@ -136,7 +138,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_deaf or len(self._unanswered) >= _MOST_PIPELINED:
             self._end_after_answers()
             return
-        self.scope[WHEN_GONE] = self._when_gone.append  # type: ignore[literal-required]
+        self.scope[WHEN_GONE] = self._register  # type: ignore[literal-required]
         # Who says "Expect: 100-continue" sends no body before it is asked for by uvicorn's own way of reading.
         self._body = None if self.expect_100_continue else Body(self.flow)
         self.scope[BODY] = self._body  # type: ignore[literal-required]
@@ -255,6 +257,13 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         min(idle, key=lambda other: other.idle_since_s)._close()
         return True
+
+    def _register(self, leave: Callable[[], None]) -> None:
+        """Calls `leave` when the client leaves, or soon, if it has."""
+        if self._is_lost:
+            self.loop.call_soon(leave)
+        else:
+            self._when_gone.append(leave)
 
     def _refuse(self, status: int, message: str) -> None:
         """Answers in the place of the application and closes: without a word where the request has been answered, and

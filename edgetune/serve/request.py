@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
+import sys
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -117,7 +118,9 @@ class Request:
     def announced_bytes(self) -> int:
         """The Content-Length; 0 where the body comes in chunks, or there is none."""
         text = self.headers.get("content-length", "0")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+        if not (text.isascii() and text.isdigit()):
+            return 0
+        return int(text) if len(text) < 19 else sys.maxsize
 
     @property
     def is_chunked(self) -> bool:

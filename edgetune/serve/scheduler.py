@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,17 +44,19 @@ class Scheduler:
         self._work: WorkQueue[_Job] = WorkQueue()
         self._handed = 0
         self._running: dict[int, int] = {}
-        self._decoding = ThreadPoolExecutor(plan.decoders, thread_name_prefix="decode") if plan.batch > 1 else None
+        self._open: set[Ticket] = set()
+        self._undecoded: deque[Ticket] = deque()
+        self._decoders = ThreadPoolExecutor(plan.decoders, thread_name_prefix="decode") if plan.batch > 1 else None
+        self._decoding = 0
         self._delay: asyncio.TimerHandle | None = None
-        self._is_late = False
         self._threads = [threading.Thread(target=self._run, name=f"run-{n}", daemon=True) for n in range(plan.runs)]
         for thread in self._threads:
             thread.start()
 
     @property
     def queue_length(self) -> int:
-        """Items that no thread has begun."""
-        return len(self._turns) + len(self._work)
+        """Items that no runner thread has begun, those that wait to be decoded among them."""
+        return sum(len(ticket.pending) for ticket in self._open) + len(self._work)
 
     @property
     def oldest_run_s(self) -> float:
@@ -61,34 +65,60 @@ class Scheduler:
         return (time.perf_counter_ns() - started) / 1e9 if started else 0.0
 
     def submit(self, serving: Serving, items: Sequence[Item], deadline_s: float) -> Ticket:
-        ticket = Ticket(serving, items, deadline_s)
-        if self._decoding is None or all(item.feed is not None for item in items):
+        ticket = Ticket(serving, items, deadline_s, self._forget)
+        self._open.add(ticket)
+        if self._decoders is not None:
+            ticket.undecoded.extend(item for item in items if item.feed is None)
+            ticket.decoding = len(ticket.undecoded)
+        if ticket.undecoded:
+            self._undecoded.append(ticket)
+            self._decode_next()
+        else:
             self._turns.add(ticket)
             self._dispatch()
-        else:
-            self._decode_first(ticket, self._decoding)
         return ticket
 
     def close(self) -> None:
         """Ends the threads after what they have in hand; what waits is never begun."""
         self._turns.clear()
+        self._undecoded.clear()
         self._work.close()
-        if self._decoding is not None:
-            self._decoding.shutdown(wait=False, cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _decode_first(self, ticket: Ticket, pool: ThreadPoolExecutor) -> None:
-        """Joins the queue when all its images are decoded, well or not."""
-        left = len(ticket.items)
+    def _forget(self, ticket: Ticket) -> None:
+        """Drops what is queued of a ticket that is over: admission no longer counts its body."""
+        self._open.discard(ticket)
+        if ticket.pending:
+            self._turns.remove(ticket)
+            with contextlib.suppress(ValueError):
+                self._undecoded.remove(ticket)
 
-        def one_done() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                self._turns.add(ticket)
-                self._dispatch()
+    def _decode_next(self) -> None:
+        """Gives each decoder an image in work and one in hand, a request's turn after another's."""
+        while self._decoders is not None and self._decoding < 2 * self._plan.decoders and self._undecoded:
+            ticket = self._undecoded.popleft()
+            item = ticket.undecoded.popleft()
+            if ticket.undecoded:
+                self._undecoded.append(ticket)
+            self._decoding += 1
+            self._decoders.submit(self._decode, ticket, item)
 
-        for item in ticket.items:
-            pool.submit(_decode, ticket, item, lambda: self._loop.call_soon_threadsafe(one_done))
+    def _decode(self, ticket: Ticket, item: Item) -> None:
+        """In a decoding thread."""
+        if not ticket.is_over:
+            _decode(item)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: the process ends
+            self._loop.call_soon_threadsafe(self._decoded, ticket)
+
+    def _decoded(self, ticket: Ticket) -> None:
+        """A ticket joins the queue when all its images are decoded, well or not."""
+        self._decoding -= 1
+        self._decode_next()
+        ticket.decoding -= 1
+        if ticket.decoding == 0 and not ticket.is_over:
+            self._turns.add(ticket)
+            self._dispatch()
 
     def _dispatch(self) -> None:
         batch = self._plan.batch
@@ -102,17 +132,17 @@ class Scheduler:
 
     def _is_worth_waiting(self, parts: list[Part]) -> bool:
         """With a delay set, a batch that is not full goes back to the queue until it is, or the delay is over."""
-        if not self._batch_delay_s or self._is_late or sum(part.item.count for part in parts) >= self._plan.batch:
+        waited_s = (time.perf_counter_ns() - min(part.item.queued_ns for part in parts)) / 1e9
+        if waited_s >= self._batch_delay_s or sum(part.item.count for part in parts) >= self._plan.batch:
             return False
         self._turns.put_back(parts)
         if self._delay is None:
-            self._delay = self._loop.call_later(self._batch_delay_s, self._delay_over)
+            self._delay = self._loop.call_later(self._batch_delay_s - waited_s, self._delay_over)
         return True
 
     def _delay_over(self) -> None:
-        self._delay, self._is_late = None, True
+        self._delay = None
         self._dispatch()
-        self._is_late = False
 
     def _hand_over(self, parts: list[Part]) -> None:
         self._handed += 1
@@ -154,15 +184,12 @@ class _Job:
     parts: list[Part]
 
 
-def _decode(ticket: Ticket, item: Item, done: Callable[[], object]) -> None:
-    """In a decoding thread. An item that cannot be decoded fails again, with the same words, when it is run."""
+def _decode(item: Item) -> None:
+    """An item that cannot be decoded fails again, with the same words, when it is run."""
     try:
-        if not ticket.is_over:
-            item.ready_feed()
+        item.ready_feed()
     except Exception as error:  # noqa: BLE001 - kept for the item's own answer
         item.prepare = _raising(as_request_error(error))
-    finally:
-        done()
 
 
 def _raising(error: RequestError) -> Callable[[], Feed]:

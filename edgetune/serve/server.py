@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import re
+import signal
 import socket
 import warnings
 from collections.abc import Callable, Coroutine
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.core.errors import EdgetuneError, UsageError
+from edgetune.core.errors import EdgetuneError, UsageError, first_line
 from edgetune.runners.from_bundle import SelfTest
 from edgetune.serve.admin import bind_admin
-from edgetune.serve.guard import LOOPBACK, check_access, tls_context
+from edgetune.serve.guard import check_access, is_loopback, tls_context
 from edgetune.serve.http import bind
 from edgetune.serve.logs import configure_logging
 from edgetune.serve.model import ServedModel, open_model
@@ -61,11 +62,13 @@ def run_server(bundle_path: Path, settings: ServeSettings, announce: Callable[[S
         AddressError, ConfigError, UsageError: the address, the TLS files, the token or the options are unfit.
     """
     check_access(settings)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be changed
     _log_to_stderr(settings)
     name, tls, notifier = model_name(bundle_path, settings), tls_context(settings.access), Notifier(os.environ)
     with contextlib.ExitStack() as model_stack, contextlib.ExitStack() as sockets:
         model, problem = _open_first(model_stack, bundle_path, settings, notifier)
-        listener = sockets.enter_context(_listener(settings))
+        listener, settings = _listener(settings)
+        sockets.enter_context(listener)
         admin = None
         if settings.admin_socket is not None:
             admin = sockets.enter_context(bind_admin(settings.admin_socket))
@@ -111,19 +114,30 @@ def _open_first(
 
     try:
         return stack.enter_context(open_model(path, settings, say)), ""
-    except EdgetuneError as error:
+    except Exception as error:
         if settings.previous is None or not settings.previous.exists():
             raise
-        logger.error("the bundle cannot be served, taking the previous one", extra={"why": error.message})  # noqa: TRY400
-        return stack.enter_context(open_model(settings.previous, settings, say)), error.message
+        why = error.message if isinstance(error, EdgetuneError) else first_line(error)
+        logger.error("the bundle cannot be served, taking the previous one", extra={"why": why})  # noqa: TRY400
+        return stack.enter_context(open_model(settings.previous, settings, say)), why
 
 
-def _listener(settings: ServeSettings) -> socket.socket:
-    """The first socket that systemd hands over, else one of our own."""
+def _listener(settings: ServeSettings) -> tuple[socket.socket, ServeSettings]:
+    """The first socket that systemd hands over, else one of our own; with the settings that are true of its address.
+
+    Raises:
+        AddressError, UsageError: see `bind` and `check_access`, which an inherited socket must pass too.
+    """
     inherited = inherited_sockets(os.environ)
     for spare in inherited[1:]:
         spare.close()
-    return inherited[0] if inherited else bind(settings.host, settings.port)
+    if not inherited:
+        return bind(settings.host, settings.port), settings
+    listener = inherited[0]
+    if listener.family in (socket.AF_INET, socket.AF_INET6):
+        settings = dataclasses.replace(settings, host=listener.getsockname()[0])
+        check_access(settings)
+    return listener, settings
 
 
 def _describe(name: str, model: ServedModel, settings: ServeSettings, listener: socket.socket) -> ServerReady:
@@ -137,7 +151,7 @@ def _describe(name: str, model: ServedModel, settings: ServeSettings, listener: 
         runner=model.runner.name,
         threads=str(plan_threads(settings, model.choice.runner)),
         self_test=model.tested,
-        is_public=settings.host not in LOOPBACK,
+        is_public=not is_loopback(settings.host),
     )
 
 

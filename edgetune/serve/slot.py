@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from edgetune.core.errors import EdgetuneError, first_line
 from edgetune.core.tensors import IMAGE_INPUT
@@ -19,6 +22,9 @@ from edgetune.serve.settings import Limits
 from edgetune.serve.v2_request import WireContract
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_CLOSING_S = 5.0
 
 Opener = Callable[[Path], AbstractContextManager[ServedModel]]
 
@@ -77,8 +83,7 @@ class Slot:
         self._limits = limits
         self._serving: Serving | None = None
         self._changing = asyncio.Lock()
-        # One thread opens and closes models: a session is dropped where it was made.
-        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._keeper = _Keeper()
         self.last_swap: Swap | None = None
 
     @property
@@ -96,7 +101,7 @@ class Slot:
         async with self._changing:
             started = time.monotonic()
             try:
-                fresh = await asyncio.get_running_loop().run_in_executor(self._keeper, self._open, path)
+                fresh = await asyncio.wrap_future(self._keeper.submit(lambda: self._open(path)))
             except Exception as error:
                 if not isinstance(error, EdgetuneError):
                     logger.exception("the bundle could not be opened")
@@ -105,25 +110,58 @@ class Slot:
             else:
                 old, self._serving = self.current, fresh
                 old.retire()
-                swap = Swap(path.resolve().name, ok=True, error="", seconds=time.monotonic() - started)
+                swap = Swap(fresh.model.bundle.path.name, ok=True, error="", seconds=time.monotonic() - started)
             self.last_swap = swap
             return swap
 
     def empty(self) -> None:
-        """Closes the model when its last request is over, and waits for that no longer than the process lives."""
+        """Closes the model, if no request uses it any more. Does not wait for one that is being opened."""
         if self._serving is not None:
             self._serving.retire()
-        self._keeper.shutdown(wait=False)
+        self._keeper.end(0.0 if self._changing.locked() else _CLOSING_S)
 
     def _open(self, path: Path) -> Serving:
         with contextlib.ExitStack() as stack:
             model = stack.enter_context(self._opener(path))
+            serving = Serving(model, self._limits, lambda: self._close_later(closing.close))
             closing = stack.pop_all()
-        return Serving(model, self._limits, lambda: self._close_later(closing.close))
+        return serving
 
     def _close_later(self, close: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the process ends, and takes the model with it
-            self._keeper.submit(_close, close)
+        self._keeper.submit(lambda: _close(close))
+
+
+class _Keeper:
+    """The one thread that opens and closes models: a session is dropped where it was made. Its thread is a daemon, as a
+    pool's are not, so that a process that is told to end does not wait for a model whose engine is being built.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except Exception as error:  # noqa: BLE001 - it is whose waits for it
+                future.set_exception(error)
+
+        self._work.put(run)
+        return future
+
+    def end(self, wait_s: float) -> None:
+        self._work.put(None)
+        self._thread.join(wait_s)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
 
 
 def _close(close: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from edgetune.serve.batches import Item, Outcome
@@ -22,14 +22,19 @@ class _End(Enum):
 
 class Ticket:
     """`wait` gives the items' outcomes in order. Made and touched on the loop's thread; `pending` are the indices of
-    the items that no thread has been given.
+    the items that no thread has been given. `forget` is told once when nobody waits for it any more.
     """
 
-    def __init__(self, serving: Serving, items: Sequence[Item], deadline_s: float) -> None:
+    def __init__(
+        self, serving: Serving, items: Sequence[Item], deadline_s: float, forget: Callable[[Ticket], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.serving = serving
         self.items = items
         self.pending = deque(range(len(items)))
+        self.undecoded: deque[Item] = deque()
+        self.decoding = 0  # how many of those are not done
+        self._forget = forget
         self._outcomes: list[Outcome | None] = [None] * len(items)
         self._missing = len(items)
         self._end: asyncio.Future[_End] = loop.create_future()
@@ -47,7 +52,8 @@ class Ticket:
             end = await self._end
         finally:
             self._alarm.cancel()
-            self._end.cancel()
+            if self._end.cancel():
+                self._forget(self)
         if end is _End.GONE:
             raise ClientGone
         if end is _End.LATE:
@@ -68,3 +74,4 @@ class Ticket:
     def _finish(self, end: _End) -> None:
         if not self.is_over:
             self._end.set_result(end)
+            self._forget(self)

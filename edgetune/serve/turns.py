@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class Turns:
 
     def add(self, ticket: Ticket) -> None:
         self._tickets.append(ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        with contextlib.suppress(ValueError):
+            self._tickets.remove(ticket)
 
     def clear(self) -> None:
         self._tickets.clear()

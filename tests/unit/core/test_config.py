@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgetune.core.config import from_dict, to_dict
+from edgetune.core.config import from_dict, read_toml, to_dict
 from edgetune.core.errors import ConfigError
 
 
@@ -103,3 +104,30 @@ def test_what_is_no_object_is_refused(data: Any) -> None:
 def test_a_number_too_large_for_a_float_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"where\.x"):
         from_dict(Point, {"x": 10**400}, "where")
+
+
+class TestToml:
+    def test_tables_are_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.toml"
+        path.write_text('name = "é"\n[point]\nx = 1\n[[rows]]\nshare = inf\n', encoding="utf-8")
+        assert read_toml(path) == {"name": "é", "point": {"x": 1}, "rows": [{"share": float("inf")}]}
+        path.write_text("")
+        assert read_toml(path) == {}
+
+    @pytest.mark.parametrize("content", [b"name", b"[a]\n[a]\n", b"x = \xff", b"x = 1\r\ry = 2", b"\x00"])
+    def test_what_is_no_toml_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "a.toml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"a\.toml is no TOML file that can be read: "):
+            read_toml(path)
+
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "nothing", tmp_path):
+            with pytest.raises(ConfigError, match=re.escape(f"{path} is no TOML file that can be read")):
+                read_toml(path)
+
+    def test_nesting_without_end_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.toml"
+        path.write_text("x = " + "[" * 100_000)
+        with pytest.raises(ConfigError, match="is no TOML file"):
+            read_toml(path)

@@ -19,6 +19,14 @@ IMAGES = WireContract(
     max_batch=4,
     max_json_bytes=100_000,
 )
+# Of datatypes that JSON or the classification extension cannot carry.
+FLAT = WireContract(
+    (TensorSpec("x", "bool", (None, 2)), TensorSpec("y", "float16", (1, None))),
+    (TensorSpec("p", "float16", (None, 2)), TensorSpec("q", "bool", (None, 2)), TensorSpec("r", "int64", ())),
+    None,
+    (),
+    max_batch=4,
+)
 PIXELS = list(range(12))
 
 

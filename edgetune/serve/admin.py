@@ -37,7 +37,7 @@ class AdminApp:
             return
         request = Request(scope, receive)
         try:
-            await write_answer(await self._answer(request), send)
+            await write_answer(await self._answer(request), scope, send)
         except ClientGone:
             return
 

@@ -11,6 +11,7 @@ from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.guard import Guard
 from edgetune.serve.inference import Inference
 from edgetune.serve.logs import Access, access
+from edgetune.serve.model import VERSION
 from edgetune.serve.pages import Pages
 from edgetune.serve.request import REQUEST_ID, Answer, Receive, Request, Scope, Send, json_answer, write_answer
 from edgetune.serve.service import Service
@@ -53,12 +54,19 @@ class App:
             "/metrics": Route("GET", pages.metrics),
             "/openapi.json": Route("GET", pages.openapi),
         }
-        self._of_model = {
+        of_model = {
             "": Route("GET", pages.model),
             "ready": Route("GET", pages.model_ready),
             "config": Route("GET", pages.config),
             "stats": Route("GET", pages.stats),
             "infer": Route("POST", inference.infer, "infer"),
+        }
+        self._of_model = of_model
+        # The model's own paths, read once.
+        self._known = {
+            "/".join(filter(None, (f"/v2/models/{service.name}{version}", name))): (route, params)
+            for version, params in (("", {}), (f"/versions/{VERSION}", {"version": VERSION}))
+            for name, route in of_model.items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +79,7 @@ class App:
         try:
             label, answer = await self._answer(request)
             answer.headers[REQUEST_ID] = request.id
-            await write_answer(answer, send)
+            await write_answer(answer, scope, send)
         except ClientGone:
             self._service.stats.rejected("disconnected")
         finally:
@@ -102,6 +110,10 @@ class App:
         """Sets the request's `params`. Raises `RequestError` 404."""
         found = self._fixed.get(request.path)
         if found is not None:
+            return found
+        if request.path in self._known:
+            found, version = self._known[request.path]
+            request.params = {"name": self._service.name, **version}
             return found
         root, _, rest = request.path.partition("/v2/models/")
         parts = rest.split("/") if not root else []

@@ -27,6 +27,7 @@ def is_loopback(host: str) -> bool:
 # Probes carry no token, and learn nothing here but that the server is well.
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _LEAST_TOKEN_CHARACTERS = 16
+_MOST_SEEN = 64
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
 
 
@@ -44,14 +45,23 @@ class Guard:
         if names or (is_loopback(settings.host) and not self._token):
             names |= LOOPBACK | {settings.host.lower()}
         self._hosts = names
+        self._seen: set[str] = set()  # headers that were good, as they came
 
     @property
     def has_token(self) -> bool:
         return bool(self._token)
 
+    def _is_ours(self, header: str) -> bool:
+        if header in self._seen:
+            return True
+        is_ours = _host_name(header) in self._hosts
+        if is_ours and len(self._seen) < _MOST_SEEN:
+            self._seen.add(header)
+        return is_ours
+
     def check(self, request: Request) -> None:
         """Raises `RequestError` 421 or 401."""
-        if self._hosts and _host_name(request.single("host") or "") not in self._hosts:
+        if self._hosts and not self._is_ours(request.single("host") or ""):
             raise RequestError(421, "this server does not answer for the host of the request", reason="host")
         if self._token and request.path not in _OPEN_PATHS:
             scheme, _, given = (request.single("authorization") or "").partition(" ")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from edgetune.serve.body import Body
-from edgetune.serve.request import BODY, WHEN_GONE
+from edgetune.serve.request import ANSWER, BODY, WHEN_GONE
 from edgetune.serve.settings import Limits
-from edgetune.serve.transport import OneWrite, send_at_once
 
 _REASONS = {400: "bad_request", 408: "timeout", 431: "too_large", 503: "connections"}
 
@@ -52,6 +53,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._bodies = 0  # that came to their end
         self._body_bytes = 0
+        self._new_body_bytes = 0  # in the data that is being read
         self._framing_bytes = 0
         self._body_started_s = 0.0
 
@@ -61,9 +63,8 @@ class GuardedProtocol(HttpToolsProtocol):
         return not (self._in_head or self._in_body or self._unanswered)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        send_at_once(transport)
-        self._answers = OneWrite(transport)
-        super().connection_made(cast("asyncio.Transport", self._answers))
+        super().connection_made(transport)
+        _send_at_once(transport)
         too_many = len(self.connections) - self._limits.max_connections
         self._is_surplus = too_many > 0 and not self._close_another()
         if self._is_surplus and too_many > self._limits.max_connections:
@@ -91,10 +92,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf or self.transport.is_closing():
             return
-        was_in_head, bodies, body_bytes = self._in_head, self._bodies, self._body_bytes
+        was_in_head, bodies = self._in_head, self._bodies
+        self._new_body_bytes = 0
         super().data_received(data)
         if self._in_body:
-            self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
+            self._framing_bytes += len(data) - self._new_body_bytes
             if self._alarm is None:
                 self._set_alarm(self._limits.body_timeout_s, self._body_is_late)
             if self._framing_bytes > _FRAMING_BYTES:
@@ -144,6 +146,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.scope[BODY] = self._body  # type: ignore[literal-required]
         super().on_headers_complete()  # raises for a target that is no path
         self._unanswered.append(self.cycle)
+        self.scope[ANSWER] = functools.partial(self._answer, self.cycle)  # type: ignore[literal-required]
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser takes nothing more for HTTP
         self._in_head, self._in_body = False, True
@@ -153,6 +156,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self._new_body_bytes += len(body)
         if self._is_deaf or self.transport.is_closing() or not self._in_body:
             return
         if self._body_bytes > 2 * self._limits.max_body_bytes:
@@ -175,7 +179,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._rest()
 
     def on_response_complete(self) -> None:
-        self._answers.end_answer()
         self._when_gone.clear()
         self._unanswered.popleft()
         super().on_response_complete()
@@ -188,6 +191,24 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
+
+    async def _answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
+        """Writes a whole answer at once: head and body by ASGI are two writes, which cost two system calls and wake the
+        client twice. `head` holds all headers but the length.
+        """
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        close = b"" if cycle.keep_alive else b"connection: close\r\n"
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        sent = b"" if cycle.scope["method"] == "HEAD" else body
+        self.transport.write(b"".join((STATUS_LINE[status], head, close, length, sent)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def _rest(self) -> None:
         """Both the request and its answer are complete."""
@@ -304,3 +325,12 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         self.transport.close()
         self._watch_writing()
+
+
+def _send_at_once(transport: asyncio.BaseTransport) -> None:
+    """Turns Nagle's algorithm off, which holds the end of an answer back for 40 ms. asyncio does so only for sockets
+    that name their protocol, which accepted ones do not.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -26,6 +26,8 @@ REQUEST_ID = "x-request-id"
 WHEN_GONE = "edgetune.when_gone"
 # Under this one, the body that it collects; without it, as under another server, the body comes by ASGI's `receive`.
 BODY = "edgetune.body"
+# And under this one, a function that writes a whole answer.
+ANSWER = "edgetune.answer"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _prefix = secrets.token_hex(4)
@@ -131,7 +133,12 @@ def _too_large(max_bytes: int) -> RequestError:
     return RequestError(413, f"the body is over the limit of {max_bytes} bytes", reason="too_large")
 
 
-async def write_answer(answer: Answer, send: Send) -> None:
+async def write_answer(answer: Answer, scope: Scope, send: Send) -> None:
+    write = scope.get(ANSWER)
+    if write is not None:
+        head = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        await write(answer.status, head.encode("latin-1"), answer.body)
+        return
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -7,6 +7,7 @@ alone tells the forms of a body apart.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,19 @@ class WireContract:
     max_batch: int = 256
     max_json_bytes: int = 4 << 20
 
-    @property
+    @functools.cached_property
     def is_batched(self) -> bool:
         """Whether all inputs and outputs begin with the number of items, so that requests can be split and joined."""
         return all(spec.shape[:1] == (None,) for spec in (*self.inputs, *self.outputs))
+
+    @functools.cached_property
+    def all_binary(self) -> tuple[WantedOutput, ...]:
+        return tuple(WantedOutput(output.name, binary=True) for output in self.outputs)
+
+    @functools.cached_property
+    def item_bytes(self) -> int:
+        """What one item of the first input weighs; open sizes count as 1."""
+        return tensor_bytes(self.inputs[0], [size or 1 for size in self.inputs[0].shape[1:]])
 
     def takes_files(self, spec: TensorSpec) -> bool:
         return spec.name == self.image_input and len(self.inputs) == 1
@@ -127,19 +137,19 @@ def _parse_raw(body: memoryview, content_type: str, contract: WireContract) -> I
     if len(contract.inputs) != 1:
         raise RequestError(400, f"a raw body is for models with one input, this one has {len(contract.inputs)}")
     (spec,) = contract.inputs
-    outputs = tuple(WantedOutput(output.name, binary=True) for output in contract.outputs)
-    if contract.takes_files(spec) and body.nbytes and _is_file(body, spec, content_type):
+    outputs = contract.all_binary
+    if contract.takes_files(spec) and body.nbytes and _is_file(body, contract.item_bytes, content_type):
         return InferRequest(None, {}, (body,), outputs, None)
     shape = raw_shape(body.nbytes, spec)
     check_shape(shape, spec, contract.max_batch)
     return InferRequest(None, {spec.name: array_from_bytes(body, spec, shape)}, (), outputs, None)
 
 
-def _is_file(body: memoryview, spec: TensorSpec, content_type: str) -> bool:
+def _is_file(body: memoryview, item_bytes: int, content_type: str) -> bool:
     """Whether a body is an encoded image: pixels are whole items, and begin and end as image files only by chance."""
     if content_type.strip().lower().startswith("image/"):
         return True
-    if body.nbytes % tensor_bytes(spec, [size or 1 for size in spec.shape[1:]]):
+    if body.nbytes % item_bytes:
         return True
     return body[:8] == _PNG or (body[:3] == _JPEG_START and body[-2:] == _JPEG_END)
 

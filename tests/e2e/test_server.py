@@ -142,6 +142,14 @@ def test_a_flood_is_answered_or_refused_and_the_server_stays_well(client: httpx.
     assert client.post("/v1/classify", content=body).status_code == 200
 
 
+def test_large_requests_follow_one_another_on_a_connection(client: httpx.Client) -> None:
+    headers = {"Inference-Header-Content-Length": "0"}
+    body = bytes(16 * 224 * 224 * 3)
+    assert [client.post("/v2/models/digits/infer", content=body, headers=headers).status_code for _ in range(8)] == [
+        200
+    ] * 8
+
+
 def test_a_batch_gives_the_same_as_its_items(client: httpx.Client, small_bundle: Path) -> None:
     golden, _ = load_golden(load_bundle(small_bundle))
 

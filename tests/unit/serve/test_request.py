@@ -142,12 +142,12 @@ def test_leaving_is_told_where_the_protocol_can_tell() -> None:
 def test_an_answer_is_written_with_its_length() -> None:
     async def work() -> None:
         client = Client()
-        await write_answer(json_answer({"é": [1, None]}, 404, {"allow": "GET"}), client.send)
+        await write_answer(json_answer({"é": [1, None]}, 404, {"allow": "GET"}), {}, client.send)
         assert client.status == 404
         assert client.headers == {"content-type": "application/json", "allow": "GET", "content-length": "15"}
         assert client.answer == '{"é":[1,null]}'.encode()
         empty = Client()
-        await write_answer(Answer(200), empty.send)
+        await write_answer(Answer(200), {}, empty.send)
         assert (empty.headers, empty.answer) == ({"content-length": "0"}, b"")
 
     in_loop(work)

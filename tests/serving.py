@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgetune.serve.app import App
-from edgetune.serve.http import HttpServer, bind, make_server
+from edgetune.serve.http.listener import HttpServer, bind, make_server
 from edgetune.serve.model import ServedModel
-from edgetune.serve.plan import plan_threads
+from edgetune.serve.scheduling.plan import plan_threads
 from edgetune.serve.service import Service
 from edgetune.serve.settings import ServeSettings
 from edgetune.serve.slot import Slot

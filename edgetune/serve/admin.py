@@ -14,7 +14,7 @@ import orjson
 
 from edgetune.core.errors import AddressError
 from edgetune.serve.errors import ClientGone, RequestError, as_request_error
-from edgetune.serve.request import Answer, Receive, Request, Scope, Send, json_answer, write_answer
+from edgetune.serve.http.request import Answer, Receive, Request, Scope, Send, json_answer, write_answer
 from edgetune.serve.service import Service
 from edgetune.serve.slot import Swap
 

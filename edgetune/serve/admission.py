@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from enum import Enum, auto
 
 from edgetune.serve.errors import ClientGone, RequestError
-from edgetune.serve.request import Request
+from edgetune.serve.http.request import Request
 from edgetune.serve.settings import Limits
 
 

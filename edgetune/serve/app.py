@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from edgetune.serve.errors import ClientGone, RequestError, as_request_error
 from edgetune.serve.guard import Guard
+from edgetune.serve.http.request import REQUEST_ID, Answer, Receive, Request, Scope, Send, json_answer, write_answer
 from edgetune.serve.inference import Inference
-from edgetune.serve.logs import Access, access
 from edgetune.serve.model import VERSION
+from edgetune.serve.observe.logs import Access, access
 from edgetune.serve.pages import Pages
-from edgetune.serve.request import REQUEST_ID, Answer, Receive, Request, Scope, Send, json_answer, write_answer
 from edgetune.serve.service import Service
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgetune.core.errors import ConfigError, UsageError
 from edgetune.serve.errors import RequestError
-from edgetune.serve.request import Request
+from edgetune.serve.http.request import Request
 from edgetune.serve.settings import Access, ServeSettings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

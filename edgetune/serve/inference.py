@@ -11,16 +11,16 @@ import numpy as np
 
 from edgetune.core.labels import top_predictions
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT, Array, Feed
-from edgetune.serve.batches import Item, Outcome, Prepare
-from edgetune.serve.compression import choose_encoding, deflate, inflate
 from edgetune.serve.errors import RequestError, as_request_error
+from edgetune.serve.http.request import Answer, Request, json_answer
 from edgetune.serve.model import VERSION
-from edgetune.serve.multipart import FORM, read_parts
-from edgetune.serve.request import Answer, Request, json_answer
+from edgetune.serve.scheduling.batches import Item, Outcome, Prepare
 from edgetune.serve.service import Service, timing_of
 from edgetune.serve.slot import Serving
-from edgetune.serve.v2_request import InferRequest, parse_infer_request
-from edgetune.serve.v2_response import encode_infer_response
+from edgetune.serve.wire.compression import choose_encoding, deflate, inflate
+from edgetune.serve.wire.multipart import FORM, read_parts
+from edgetune.serve.wire.v2_request import InferRequest, parse_infer_request
+from edgetune.serve.wire.v2_response import encode_infer_response
 
 T = TypeVar("T")
 

@@ -23,9 +23,9 @@ from edgetune.runners.base import Runner, infer_parts
 from edgetune.runners.choice import AUTO, Choice, explained
 from edgetune.runners.from_bundle import SelfTest, open_chosen, self_test
 from edgetune.runners.ort_providers import CPU
-from edgetune.serve.plan import ThreadPlan, plan_threads, threads_of_a_run
+from edgetune.serve.scheduling.plan import ThreadPlan, plan_threads, threads_of_a_run
 from edgetune.serve.settings import Limits, ServeSettings
-from edgetune.serve.v2_tensors import DATATYPES
+from edgetune.serve.wire.v2_tensors import DATATYPES
 
 VERSION = "1"
 _FILE = "the file"  # as errors name what a client sent

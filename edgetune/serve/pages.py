@@ -12,13 +12,13 @@ from edgetune.core.versions import edgetune_version
 from edgetune.runners.choice import ENGINE
 from edgetune.runners.ort_providers import CPU
 from edgetune.serve.errors import RequestError
+from edgetune.serve.http.request import Answer, Request, json_answer
 from edgetune.serve.inference import check_model
-from edgetune.serve.metrics import Gauges, Metrics, ModelInfo
 from edgetune.serve.model import VERSION
-from edgetune.serve.openapi import openapi_document
-from edgetune.serve.request import Answer, Request, json_answer
+from edgetune.serve.observe.metrics import Gauges, Metrics, ModelInfo
 from edgetune.serve.service import Service
-from edgetune.serve.v2_pages import (
+from edgetune.serve.wire.openapi import openapi_document
+from edgetune.serve.wire.v2_pages import (
     CPU_KIND,
     GPU_KIND,
     ONNX_PLATFORM,

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from edgetune.serve.admin import AdminApp
 from edgetune.serve.app import App
-from edgetune.serve.http import HttpServer, make_server
+from edgetune.serve.http.listener import HttpServer, make_server
 from edgetune.serve.model import ServedModel, open_model
-from edgetune.serve.notify import Notifier
-from edgetune.serve.plan import plan_threads
+from edgetune.serve.observe.notify import Notifier
+from edgetune.serve.scheduling.plan import plan_threads
 from edgetune.serve.service import Service
 from edgetune.serve.settings import ServeSettings
 from edgetune.serve.slot import Slot, Swap

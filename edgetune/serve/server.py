@@ -20,12 +20,12 @@ from edgetune.core.errors import EdgetuneError, UsageError, first_line
 from edgetune.runners.from_bundle import SelfTest
 from edgetune.serve.admin import bind_admin
 from edgetune.serve.guard import check_access, is_loopback, tls_context
-from edgetune.serve.http import bind
-from edgetune.serve.logs import configure_logging
+from edgetune.serve.http.listener import bind
 from edgetune.serve.model import ServedModel, open_model
-from edgetune.serve.notify import Notifier, inherited_sockets
-from edgetune.serve.plan import plan_threads
+from edgetune.serve.observe.logs import configure_logging
+from edgetune.serve.observe.notify import Notifier, inherited_sockets
 from edgetune.serve.process import Process, Start
+from edgetune.serve.scheduling.plan import plan_threads
 from edgetune.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from edgetune.serve.admission import Admission
-from edgetune.serve.batches import Item, Outcome
-from edgetune.serve.plan import ThreadPlan
-from edgetune.serve.scheduler import Scheduler
+from edgetune.serve.observe.stats import ServerStats, Timing
+from edgetune.serve.scheduling.batches import Item, Outcome
+from edgetune.serve.scheduling.plan import ThreadPlan
+from edgetune.serve.scheduling.scheduler import Scheduler
 from edgetune.serve.settings import ServeSettings
 from edgetune.serve.slot import Slot
-from edgetune.serve.stats import ServerStats, Timing
 
 # A run that lasts so long, and so much longer than runs do, hangs.
 _HANGS_AFTER_S = 10.0

@@ -19,7 +19,7 @@ from edgetune.core.errors import EdgetuneError, first_line
 from edgetune.core.tensors import IMAGE_INPUT
 from edgetune.serve.model import ServedModel
 from edgetune.serve.settings import Limits
-from edgetune.serve.v2_request import WireContract
+from edgetune.serve.wire.v2_request import WireContract
 
 logger = logging.getLogger(__name__)
 

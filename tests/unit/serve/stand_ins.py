@@ -13,9 +13,9 @@ import numpy as np
 
 from edgetune.core.errors import TensorError
 from edgetune.core.tensors import Array, Feed, TensorSpec
+from edgetune.serve.http.request import Request
 from edgetune.serve.model import ServedModel
-from edgetune.serve.plan import ThreadPlan
-from edgetune.serve.request import Request
+from edgetune.serve.scheduling.plan import ThreadPlan
 from edgetune.serve.settings import Limits
 from edgetune.serve.slot import Serving
 

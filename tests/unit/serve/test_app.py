@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from edgetune.serve.app import App
+from edgetune.serve.http.request import Request
 from edgetune.serve.model import ServedModel
-from edgetune.serve.plan import plan_threads
-from edgetune.serve.request import Request
+from edgetune.serve.scheduling.plan import plan_threads
 from edgetune.serve.service import Service
 from edgetune.serve.settings import Access, Limits, ServeSettings
 from edgetune.serve.slot import Slot
@@ -219,7 +219,7 @@ def test_who_must_wait_and_who_must_say_who_he_is_are_told_how(mean_served: Serv
 
 
 def test_a_run_that_hangs_is_told_by_both_probes(mean_served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.serve.scheduler.Scheduler.oldest_run_s", property(lambda _: 11.0))
+    monkeypatch.setattr("edgetune.serve.scheduling.scheduler.Scheduler.oldest_run_s", property(lambda _: 11.0))
 
     async def work() -> None:
         async with serving(mean_served) as (app, service):
@@ -276,7 +276,7 @@ def test_a_request_that_is_cancelled_is_no_longer_in_flight(
         await asyncio.Event().wait()
         return b""
 
-    monkeypatch.setattr("edgetune.serve.request.Request.read_body", hangs)
+    monkeypatch.setattr("edgetune.serve.http.request.Request.read_body", hangs)
 
     async def work() -> None:
         async with serving(mean_served) as (app, service):

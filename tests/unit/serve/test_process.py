@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from edgetune.serve.http import bind
+from edgetune.serve.http.listener import bind
 from edgetune.serve.model import open_model
-from edgetune.serve.notify import Notifier
+from edgetune.serve.observe.notify import Notifier
 from edgetune.serve.process import Process, Start
 from edgetune.serve.settings import ServeSettings
 from tests.unit.runners.mean_bundle import FP32, LOGITS, mean_bundle

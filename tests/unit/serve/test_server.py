@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edgetune.core.errors import ArtifactError, BundleError, SelfTestError, UsageError
-from edgetune.serve.http import bind
+from edgetune.serve.http.listener import bind
 from edgetune.serve.model import ServedModel
-from edgetune.serve.notify import Notifier
+from edgetune.serve.observe.notify import Notifier
 from edgetune.serve.server import _describe, _open_first, _shown_address, model_name, run_server
 from edgetune.serve.settings import Access, ServeSettings
 from tests.unit.runners.mean_bundle import FP32, LOGITS, mean_bundle

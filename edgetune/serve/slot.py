@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +172,15 @@ def _close(close: Callable[[], None]) -> None:
         close()
     except Exception:
         logger.exception("the previous model did not close")
+    _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """A session's weights leave holes that glibc keeps for itself; a device has other uses for them."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _contract(model: ServedModel, limits: Limits) -> WireContract:

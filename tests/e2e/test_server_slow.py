@@ -249,7 +249,8 @@ def test_the_deadline_is_kept(server: Server) -> None:
     assert server.ask(_GOOD).status == 200
 
 
-def test_a_full_server_says_so_and_is_good_again(server: Server, slow: bytes) -> None:
+def test_a_full_server_says_so_and_is_good_again(server: Server) -> None:
+    slow = _slow_form(4)
     with contextlib.ExitStack() as stack:
         busy = [stack.enter_context(Connection(server.port, timeout_s=15)) for _ in range(3)]
         for connection in busy:

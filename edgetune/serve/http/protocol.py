@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -88,6 +87,9 @@ class GuardedProtocol(HttpToolsProtocol):
         callbacks, self._when_gone = self._when_gone, []
         for callback in callbacks:
             callback()
+        # A closed connection is freed now, and not by a garbage collection some time: this and its requests are rings.
+        self._unanswered.clear()
+        self._body = self.cycle = self.scope = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf or self.transport.is_closing():
@@ -146,7 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.scope[BODY] = self._body  # type: ignore[literal-required]
         super().on_headers_complete()  # raises for a target that is no path
         self._unanswered.append(self.cycle)
-        self.scope[ANSWER] = functools.partial(self._answer, self.cycle)  # type: ignore[literal-required]
+        self.scope[ANSWER] = self._answer  # type: ignore[literal-required]
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser takes nothing more for HTTP
         self._in_head, self._in_body = False, True
@@ -192,14 +194,15 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
-    async def _answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
-        """Writes a whole answer at once: head and body by ASGI are two writes, which cost two system calls and wake the
-        client twice. `head` holds all headers but the length.
+    async def _answer(self, status: int, head: bytes, body: bytes) -> None:
+        """Writes the whole answer to the oldest unanswered request at once: head and body by ASGI are two writes, which
+        cost two system calls and wake the client twice. `head` holds all headers but the length.
         """
-        if self.flow.write_paused and not cycle.disconnected:
+        if self.flow.write_paused and not self._is_lost:
             await self.flow.drain()
-        if cycle.disconnected:
+        if self._is_lost or self._unanswered[0].disconnected:
             return
+        cycle = self._unanswered[0]
         cycle.response_started = cycle.response_complete = True
         close = b"" if cycle.keep_alive else b"connection: close\r\n"
         length = b"content-length: %d\r\n\r\n" % len(body)

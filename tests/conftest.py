@@ -13,6 +13,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGETUNE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` looks only where such tests are: a machine that has a GPU may lack what the others import."""
+    if config.getoption("markexpr") != "gpu" or collection_path == REPOSITORY / "tests":
+        return None
+    files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
+    return None if any("mark.gpu" in file.read_text() for file in files) else True
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or fills the user's cache."""

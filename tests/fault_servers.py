@@ -21,7 +21,7 @@ from edgetune.core.preprocess import PreprocessSpec, decode_image, preprocess_im
 from edgetune.core.tensors import LOGITS_OUTPUT, Array, Feed, softmax
 from edgetune.serve.model import ServedModel, open_model
 from edgetune.serve.settings import Limits, ServeSettings
-from tests.serving import serving_in_thread
+from tests.serving_thread import serving_in_thread
 
 Pixels = npt.NDArray[np.uint8]
 Prepare = Callable[[bytes, PreprocessSpec], Pixels]

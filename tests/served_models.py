@@ -29,7 +29,7 @@ from edgetune.runners.ort_runner import OrtRunner
 from edgetune.serve.model import ServedModel, open_model
 from edgetune.serve.service import Service
 from edgetune.serve.settings import Batching, ServeSettings
-from tests.serving import serving_in_thread
+from tests.serving_thread import serving_in_thread
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -76,7 +76,7 @@ class TestRealServer:
                 runner="onnxruntime CPU",
                 classes=("a", "b"),
                 preprocess=SPEC,
-                max_batch=64,
+                max_batch=256,
                 max_body_bytes=16 << 20,
             )
 
@@ -87,15 +87,15 @@ class TestRealServer:
 
     def test_too_many_at_once_never_leave(self, mean_server: MeanServer) -> None:
         with ServerRunner(mean_server.url) as runner:
-            for count in (0, 65):
-                with pytest.raises(TensorError, match=rf"the batch is {count}, server http.* takes 1 to 64\."):
+            for count in (0, 257):
+                with pytest.raises(TensorError, match=rf"the batch is {count}, server http.* takes 1 to 256\."):
                     runner.infer({"image": np.zeros((count, 4, 4, 3), np.uint8)})
 
     @pytest.mark.parametrize(
         ("data", "words"),
         [
             (b"", "HTTP 400: the body is empty"),
-            (b"GIF89a", "HTTP 400: image is not an image that can be read"),
+            (b"GIF89a", "HTTP 400: the file is not an image that can be read"),
             (b"x" * (17 << 20), "HTTP 413: the body is over the limit of 16777216 bytes"),
         ],
         ids=["empty", "gif", "large"],

@@ -44,7 +44,7 @@ def test_ctrl_c_ends_both_processes(words: tuple[str | Path, ...], tmp_path: Pat
     stopped = StoppedBuild(*words)
     stopped.parent.send_signal(signal.SIGINT)
     check_refused(stopped.end(), "stopped; nothing was left half written.", 130)
-    assert stopped.worker_is_gone(within_s=0.5)
+    assert stopped.worker_is_gone(within_s=3)
     assert folders(tmp_path / "cache") == []
     assert not build_data(*words)["reused"]
 
@@ -67,7 +67,7 @@ def test_a_build_that_takes_too_long_is_stopped(words: tuple[str | Path, ...], t
     stopped = StoppedBuild(*words, "--timeout", "1.5")
     check_refused(stopped.end(), "the build did not end within 1.5 s and was stopped.")
     assert 1.5 < time.monotonic() - start < 20
-    assert stopped.worker_is_gone(within_s=0.5)
+    assert stopped.worker_is_gone(within_s=3)
     assert folders(tmp_path / "cache") == []
 
 

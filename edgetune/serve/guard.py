@@ -15,15 +15,6 @@ from edgetune.serve.settings import Access, ServeSettings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 # Probes carry no token, and learn nothing here but that the server is well.
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _LEAST_TOKEN_CHARACTERS = 16
@@ -68,6 +59,14 @@ class Guard:
             good = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
             if scheme.lower() != "bearer" or not good:
                 raise RequestError(401, "this server asks for a bearer token", reason="auth")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def check_access(settings: ServeSettings) -> None:

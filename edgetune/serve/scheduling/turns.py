@@ -28,10 +28,6 @@ class Turns:
     def __init__(self) -> None:
         self._tickets: deque[Ticket] = deque()
 
-    def __len__(self) -> int:
-        """Items that wait."""
-        return sum(len(ticket.pending) for ticket in self._tickets if not ticket.is_over)
-
     def add(self, ticket: Ticket) -> None:
         self._tickets.append(ticket)
 

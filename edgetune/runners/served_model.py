@@ -40,6 +40,7 @@ class RemoteModel:
     preprocess: PreprocessSpec | None = None
     max_batch: int | None = None
     max_body_bytes: int | None = None
+    max_json_bytes: int | None = None
 
 
 def read_served_model(client: HttpClient, model: str) -> RemoteModel:
@@ -74,6 +75,7 @@ def read_served_model(client: HttpClient, model: str) -> RemoteModel:
         preprocess=told.preprocess(),
         max_batch=told.count("max_batch") or _configured_batch(client, call.path, inputs),
         max_body_bytes=told.count("max_body_bytes"),
+        max_json_bytes=told.count("max_json_bytes"),
     )
 
 

@@ -74,9 +74,11 @@ class ServerRunner:
         served = self.served
         limits = _fixed_batches(served)
         limits += [limit for limit in (served.max_batch, self._kept_to) if limit is not None]
-        if served.max_body_bytes is not None:
+        bodies = (served.max_body_bytes, served.max_json_bytes if self._wire == JSON else None)
+        smallest = min((limit for limit in bodies if limit is not None), default=None)
+        if smallest is not None:
             weight = item_bytes(served.inputs, binary=self._wire == BINARY)
-            limits.append(max(1, (served.max_body_bytes - _HEAD_BYTES) // weight))
+            limits.append(max(1, (smallest - _HEAD_BYTES) // weight))
         return min(limits, default=None)
 
     def keep_to(self, batch: int) -> None:

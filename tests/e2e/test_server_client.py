@@ -64,6 +64,7 @@ def test_what_the_server_says_of_itself(address: str, bundle: Path, model: str) 
     assert served.preprocess == SPEC
     assert served.max_batch == 256
     assert served.max_body_bytes == 16 << 20
+    assert served.max_json_bytes == 4 << 20
     assert served.inputs == (TensorSpec("image", "uint8", (None, 4, 4, 3)),)
     assert served.outputs == (TensorSpec("features", "float32", (None, 3)), TensorSpec("logits", "float32", (None, 5)))
 

@@ -78,6 +78,7 @@ class TestRealServer:
                 preprocess=SPEC,
                 max_batch=256,
                 max_body_bytes=16 << 20,
+                max_json_bytes=4 << 20,
             )
 
     def test_an_unknown_model_is_told_in_the_servers_words(self, mean_server: MeanServer) -> None:
@@ -144,10 +145,12 @@ class TestLimits:
             ("binary", {"max_batch": 3}, 3),
             ("binary", {"max_body_bytes": 4096 + 12 * 5 + 11}, 5),
             ("json", {"max_body_bytes": 4096 + 12 * 4 * 5 + 47}, 5),
+            ("json", {"max_body_bytes": 1 << 20, "max_json_bytes": 4096 + 12 * 4 * 3 + 47}, 3),
+            ("binary", {"max_body_bytes": 4096 + 12 * 5, "max_json_bytes": 4097}, 5),
             ("json", {"max_batch": 2, "max_body_bytes": 1 << 20}, 2),
             ("binary", {"max_body_bytes": 10}, 1),
         ],
-        ids=["none", "items", "bytes", "digits", "both", "less than one"],
+        ids=["none", "items", "bytes", "digits", "text", "text not sent", "both", "less than one"],
     )
     def test_a_batch_is_as_large_as_the_server_takes(
         self, wire: str, parameters: dict[str, int], expected: int | None

@@ -9,6 +9,7 @@ from typing import Any
 from edgetune.core.config import from_dict, to_dict
 from edgetune.core.errors import ConfigError, DataError, RunError
 from edgetune.core.files import pretty_json, read_json, sha256_of_file
+from edgetune.core.head_recipe import UNWEIGHTED, HeadRecipe, TrainingRecipe
 from edgetune.core.preprocess import PreprocessSpec
 
 RUN_NAME = "run.json"
@@ -33,19 +34,34 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something about the images that their owner should know, as one sentence; `paths` are relative to the root."""
+
+    kind: str
+    message: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Split:
-    """`root` is the data folder's absolute path at the time of the fit."""
+    """`root` is the data folder's absolute path at the time of the fit; `group_by` the expression that kept images
+    together, empty for none.
+    """
 
     root: str
     train: tuple[SplitFile, ...]
     val: tuple[SplitFile, ...]
     skipped: tuple[Skipped, ...]
+    test: tuple[SplitFile, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    group_by: str = ""
 
 
 @dataclass(frozen=True)
 class BackboneRecord:
     """`unchanged_tensors` were compared bit for bit with the weights file after the fit, `unchanged_buffers`
-    of them buffers such as BN statistics; `tensors_sha256` is the digest that file and backbone share.
+    of them buffers such as BN statistics; `tensors_sha256` is the digest that file and backbone share. `layer` is the
+    one whose pooled output the features are, empty for the backbone's own features.
     """
 
     name: str
@@ -55,22 +71,39 @@ class BackboneRecord:
     feature_dim: int
     unchanged_tensors: int
     unchanged_buffers: int
+    layer: str = ""
 
 
 @dataclass(frozen=True)
 class FeaturesRecord:
+    """`views` augmented versions of each training image were used beside the image itself."""
+
     runner: str
     precision: str
     from_cache: int
     computed: int
+    views: int = 0
 
 
 @dataclass(frozen=True)
 class HeadRecord:
+    """The fields of `HeadRecipe`, how many folds chose and calibrated it, and the sha256 of the head's file. Answers
+    whose highest probability is below `reject_below` are none of the classes; None where nothing is rejected.
+    """
+
     kind: str
     l2: float
     folds: int
     sha256: str
+    class_weights: str = UNWEIGHTED
+    seed: int = 0
+    temperature: float = 1.0
+    training: TrainingRecipe | None = None
+    reject_below: float | None = None
+
+    @property
+    def recipe(self) -> HeadRecipe:
+        return HeadRecipe(self.kind, self.l2, self.class_weights, self.seed, self.temperature, self.training)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,32 @@
-"""A folder of images: `train/ val/` with one folder a class in each, or one folder a class at the top."""
+"""Images in class folders: what is there, with labels, and what was left out and why; nothing is opened."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.core.errors import DataError
-from edgetune.core.files import printable, sha256_of_file
+from edgetune.core.files import printable
 from edgetune.core.preprocess import IMAGE_SUFFIXES
-from edgetune.data.splits import is_validation
+from edgetune.core.run import Finding
 
-_VAL_NAMES = ("val", "valid", "validation")
+VAL_NAMES = ("val", "valid", "validation")
+LAYOUT = (
+    "expected FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg, "
+    "or a CSV file with the columns file and label"
+)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """`label` is the index into the folder's classes."""
+    """`label` is the index into the classes. Images of one `group` stay on one side of a split; an image whose group
+    is empty is a group of its own.
+    """
 
     path: Path
     label: int
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,40 +37,46 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """`classes` are sorted by name; `skipped` names files that are no images by their suffix."""
+    """Every image lies below `root`. `classes` are sorted by name; `skipped` names files that were left out."""
 
     root: Path
     classes: tuple[str, ...]
     train: tuple[ImageFile, ...]
     val: tuple[ImageFile, ...]
     skipped: tuple[SkippedFile, ...]
+    test: tuple[ImageFile, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
-def scan_image_folder(root: Path) -> ImageFolder:
-    """Lists the images without opening them; a flat folder is split by content hash (20 % for validation).
+@dataclass(frozen=True)
+class Listing:
+    """What a source of images says; `val` is None where it leaves the split to the images' content."""
 
-    Raises:
-        DataError: no such folder, fewer than two classes, an empty class, or other classes in `val`.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.", hint=_LAYOUT)
-    train_root = root / "train"
-    if not set(_class_names(root)) & {"train"} or not set(_class_names(root)) <= {"train", "test", *_VAL_NAMES}:
-        return _split_by_content(root, *_scan_classes(root))
-    val_root = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
-    classes, train, skipped = _scan_classes(train_root)
-    if val_root is None:
-        return _split_by_content(root, classes, train, skipped)
-    val, val_skipped = scan_labelled(val_root, classes)
-    return ImageFolder(root, classes, train, val, skipped + val_skipped)
-
-
-_LAYOUT = "expected FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg"
+    root: Path
+    classes: tuple[str, ...]
+    train: tuple[ImageFile, ...]
+    val: tuple[ImageFile, ...] | None
+    test: tuple[ImageFile, ...]
+    skipped: tuple[SkippedFile, ...]
 
 
 def labelled_root(root: Path) -> Path:
     """The folder whose subfolders are classes, for judging a model: `root/val` where there is one, else `root`."""
-    return next((root / name for name in _VAL_NAMES if (root / name).is_dir()), root)
+    return next((root / name for name in VAL_NAMES if (root / name).is_dir()), root)
+
+
+def class_names(root: Path) -> list[str]:
+    """The folders below `root`, sorted, without hidden ones.
+
+    Raises:
+        DataError: `root` is no folder, or may not be read.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.", hint=LAYOUT)
+    try:
+        return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{root} cannot be read: {error.strerror}.") from error
 
 
 def scan_labelled(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
@@ -71,71 +85,91 @@ def scan_labelled(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile
     Raises:
         DataError: no such folder, no images, or a class folder that `classes` lacks.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.", hint=_LAYOUT)
-    unknown = [name for name in _class_names(root) if name not in classes]
+    unknown = [name for name in class_names(root) if name not in classes]
     if unknown:
         raise DataError(
-            f"{root} has class folders that the training classes lack: {', '.join(unknown)}.",
+            f"{root} has class folders that the training classes lack: {', '.join(map(printable, unknown))}.",
             hint=f"the classes are: {', '.join(classes)}",
         )
     images, skipped = _scan_files(root, classes)
     if not images:
-        raise DataError(f"{root} holds no images in class folders.", hint=_LAYOUT)
+        raise DataError(f"{root} holds no images in class folders.", hint=LAYOUT)
     return images, skipped
 
 
-def _class_names(root: Path) -> list[str]:
-    return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+def scan_classes(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
+    """The classes that the folders below `root` are, and their images.
 
-
-def _scan_classes(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
-    classes = tuple(_class_names(root))
+    Raises:
+        DataError: fewer than two classes, or one without images.
+    """
+    classes = tuple(class_names(root))
     if not classes:
-        raise DataError(f"{root} holds no class folders.", hint=_LAYOUT)
-    if len(classes) == 1:
-        raise DataError(f"{root} holds one class only, {classes[0]!r}; a classifier needs at least two.", hint=_LAYOUT)
+        raise DataError(f"{root} holds no class folders.", hint=LAYOUT)
+    check_class_count(root, classes)
     images, skipped = _scan_files(root, classes)
     filled = {image.label for image in images}
-    empty = [name for label, name in enumerate(classes) if label not in filled]
+    empty = [printable(name) for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise DataError(f"{root}: no images in the class folders {', '.join(empty)}.", hint=_LAYOUT)
-    return classes, images, skipped
+        raise DataError(f"{root}: no images in the class folders {', '.join(empty)}.", hint=LAYOUT)
+    return classes, images, (*_outside_classes(root), *skipped)
+
+
+def check_class_count(source: Path, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` for a single class."""
+    if len(classes) == 1:
+        raise DataError(f"{source} holds one class only, {classes[0]!r}; a classifier needs at least two.", hint=LAYOUT)
+
+
+def reason_to_skip(path: Path) -> str:
+    """Why the file cannot be an image, by its name alone; empty where it can."""
+    if printable(str(path)) != str(path):
+        return "its name is not valid UTF-8"
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return f"{path.suffix or 'no suffix'} is not a supported image type"
+    return ""
+
+
+def _outside_classes(root: Path) -> list[SkippedFile]:
+    images = sorted(path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return [SkippedFile(path, "lies in no class folder") for path in images if not path.name.startswith(".")]
 
 
 def _scan_files(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
     images: list[ImageFile] = []
     skipped: list[SkippedFile] = []
     for label, name in enumerate(classes):
-        for path in sorted((root / name).rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if hidden or not path.is_file():
-                continue
-            if printable(str(path)) != str(path):
-                skipped.append(SkippedFile(path, "its name is not valid UTF-8"))
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                images.append(ImageFile(path, label))
+        paths, left_out = _walk(root / name)
+        skipped += left_out
+        for path in paths:
+            reason = reason_to_skip(path)
+            if reason:
+                skipped.append(SkippedFile(path, reason))
             else:
-                skipped.append(SkippedFile(path, f"{path.suffix or 'no suffix'} is not a supported image type"))
+                images.append(ImageFile(path, label))
     return tuple(images), tuple(skipped)
 
 
-def _split_by_content(
-    root: Path, classes: tuple[str, ...], images: tuple[ImageFile, ...], skipped: tuple[SkippedFile, ...]
-) -> ImageFolder:
-    try:
-        in_val = [is_validation(sha256_of_file(image.path)) for image in images]
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    train = tuple(image for image, val in zip(images, in_val, strict=True) if not val)
-    val = tuple(image for image, val in zip(images, in_val, strict=True) if val)
-    lacking = sorted(set(range(len(classes))) - {image.label for image in train})
-    if lacking or not val:
-        raise DataError(
-            f"{root} has too few images ({len(images)}) to set a fifth aside for validation"
-            + (
-                f": no training image is left for {', '.join(classes[label] for label in lacking)}." if lacking else "."
-            ),
-            hint="add images, or make train/ and val/ folders yourself",
-        )
-    return ImageFolder(root, classes, train, val, skipped)
+def _walk(folder: Path) -> tuple[list[Path], list[SkippedFile]]:
+    """The files below a class folder in the order of their names, without hidden ones; and what is no file."""
+    if not folder.is_dir():
+        return [], []
+    if folder.parent.resolve().is_relative_to(folder.resolve()):
+        return [], [SkippedFile(folder, "is a link to a folder above it")]
+    paths: list[Path] = []
+    skipped: list[SkippedFile] = []
+
+    def note(error: OSError) -> None:
+        skipped.append(SkippedFile(Path(error.filename), f"cannot be read: {error.strerror}"))
+
+    for place, folders, names in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(place)
+        links = [here / name for name in folders if (here / name).is_symlink()]
+        skipped += [SkippedFile(path, "is a link to a folder, which is not followed") for path in links]
+        for path in (here / name for name in names if not name.startswith(".")):
+            if path.is_file():
+                paths.append(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                skipped.append(SkippedFile(path, "is no file, or a link to nothing"))
+    return sorted(paths), sorted(skipped, key=lambda file: file.path)

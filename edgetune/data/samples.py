@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,12 @@ from edgetune.data.image_folder import ImageFile, SkippedFile
 # 256 images of 224 px are 39 MB: enough to keep decoding while a backbone is being exported.
 PREFETCH_IMAGES = 256
 
+_Made = TypeVar("_Made")
+
 
 @dataclass(frozen=True)
 class Sample:
-    """`image` is uint8 `(H, W, 3)`; None where the stream was told that this content needs no decoding."""
+    """`image` is uint8 `(H, W, 3)`; None in a batch, which holds the images of its samples as one array."""
 
     file: ImageFile
     sha256: str
@@ -34,12 +37,10 @@ class SampleStream:
     """Iterates over samples in the order of `files`; a file that cannot be read comes out as a `SkippedFile`.
 
     Decoding starts at once, in threads, and stays at most `PREFETCH_IMAGES` images ahead of the consumer.
-    Files whose content hash is in `known` are read and hashed but not decoded.
     """
 
-    def __init__(self, files: Sequence[ImageFile], spec: PreprocessSpec, known: Collection[str] = ()) -> None:
+    def __init__(self, files: Sequence[ImageFile], spec: PreprocessSpec) -> None:
         self._spec = spec
-        self._known = known
         self._remaining = iter(files)
         self._pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
         self._pending: deque[Future[Sample | SkippedFile]] = deque()
@@ -66,16 +67,20 @@ class SampleStream:
             self._pending.append(self._pool.submit(self._load, file))
 
     def _load(self, file: ImageFile) -> Sample | SkippedFile:
-        try:
-            data = file.path.read_bytes()
-            sha256 = sha256_of_bytes(data)
-            if sha256 in self._known:
-                return Sample(file, sha256, None)
-            return Sample(file, sha256, preprocess_image(data, self._spec, name=file.path.name))
-        except ImageError as error:
-            return SkippedFile(file.path, error.message)
-        except OSError as error:
-            return SkippedFile(file.path, f"cannot be read: {error.strerror or error}")
+        def decode(data: bytes) -> Sample:
+            return Sample(file, sha256_of_bytes(data), preprocess_image(data, self._spec, name=file.path.name))
+
+        return from_bytes(file, decode)
+
+
+def from_bytes(file: ImageFile, make: Callable[[bytes], _Made]) -> _Made | SkippedFile:
+    """What `make` makes of the file's bytes, or why nothing: it cannot be read, or `make` raised an `ImageError`."""
+    try:
+        return make(file.path.read_bytes())
+    except ImageError as error:
+        return SkippedFile(file.path, error.message)
+    except OSError as error:
+        return SkippedFile(file.path, f"cannot be read: {error.strerror or error}")
 
 
 def batches(

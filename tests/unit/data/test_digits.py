@@ -10,7 +10,7 @@ from PIL import Image
 
 from edgetune.core.errors import MissingDependencyError
 from edgetune.data.digits import write_digits
-from edgetune.data.image_folder import scan_image_folder
+from edgetune.data.scan import scan_images
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_images_of_ten_classes_are_written(digits: Path) -> None:
-    folder = scan_image_folder(digits)
+    folder = scan_images(digits)
     assert folder.classes == tuple("0123456789")
     assert len(folder.train) + len(folder.val) == 1797
     assert folder.skipped == ()

@@ -87,16 +87,6 @@ def test_files_that_cannot_be_read_come_out_in_their_place_with_the_reason(tmp_p
     assert folder == SkippedFile(tmp_path / "folder.png", "cannot be read: Is a directory")
 
 
-def test_known_content_is_hashed_but_not_decoded(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"never looked at")
-    sha256 = hashlib.sha256(b"never looked at").hexdigest()
-    with SampleStream([ImageFile(broken, 3), *_images(tmp_path, 1)], SPEC, known={sha256}) as stream:
-        known, other = stream
-    assert known == Sample(ImageFile(broken, 3), sha256, None)
-    assert _greys([other]) == [0]
-
-
 def test_no_files_give_no_samples() -> None:
     with SampleStream([], SPEC) as stream:
         assert list(stream) == []

@@ -8,7 +8,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import onnx
@@ -16,10 +15,7 @@ import torch
 from torch import nn
 
 from edgetune.core.errors import ModelError, first_line
-from edgetune.core.files import cache_root, sha256_of_bytes, sha256_of_file, write_bytes_atomic
-from edgetune.core.fingerprint import fingerprint
 from edgetune.core.tensors import FEATURES_OUTPUT, IMAGE_INPUT
-from edgetune.core.versions import installed_version
 from edgetune.graph.compose import MAX_IR_VERSION, OPSET, check_model, strip_debug_information
 
 MAX_BATCH = 4096
@@ -32,28 +28,6 @@ class _GlobalMean(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features.mean((2, 3), keepdim=True)
-
-
-def exporter_version() -> str:
-    """What an exported graph depends on besides weights and preprocessing."""
-    return f"torch {torch.__version__}, onnxscript {installed_version('onnxscript')}, opset {OPSET}, graph 2"
-
-
-def cached_features_model(extractor: nn.Module, crop_size: int, key: dict[str, str]) -> Path:
-    """The ONNX file of a feature extractor from the cache, exported first where the cache lacks it.
-
-    `key` identifies backbone and preprocessing; the exporter's version is added to it. The file's name ends in its
-    own sha256, so that a damaged file is noticed and exported anew.
-    """
-    name = fingerprint({**key, "exporter": exporter_version(), "crop_size": crop_size})
-    folder = cache_root() / "graphs"
-    for path in folder.glob(f"{name}-*.onnx"):
-        if sha256_of_file(path) == path.stem.partition("-")[2]:
-            return path
-    content = export_features(extractor, crop_size).SerializeToString()
-    path = folder / f"{name}-{sha256_of_bytes(content)}.onnx"
-    write_bytes_atomic(path, content)
-    return path
 
 
 def export_features(extractor: nn.Module, crop_size: int) -> onnx.ModelProto:

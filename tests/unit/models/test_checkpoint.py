@@ -1,10 +1,13 @@
-"""Reading weights files: formats, wrappers, damage."""
+"""Reading weights files: wrappers, prefixes, and code that is not run."""
 
 from __future__ import annotations
 
+import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,44 +38,74 @@ def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path, content: Any, suffi
     assert torch.equal(state["a.weight"], STATE["a.weight"])
 
 
-def test_safetensors_are_read(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(STATE, tmp_path / "weights.safetensors")
-    assert torch.equal(read_state_dict(tmp_path / "weights.safetensors")["a.weight"], STATE["a.weight"])
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nothing\.pth does not exist"):
-        read_state_dict(tmp_path / "nothing.pth")
-
-
-@pytest.mark.parametrize("kept", [0, 1, 100, -1], ids=["empty", "one byte", "100 bytes", "last byte missing"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_truncated_file_is_named(tmp_path: Path, kept: int, suffix: str) -> None:
-    from safetensors.torch import save_file
-
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(STATE, path)
-    else:
-        save_file(STATE, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=rf"weights{suffix} .* cannot be read"):
-        read_state_dict(path)
+@pytest.mark.parametrize("key", ["ema", "model_ema", "state_dict_ema"])
+def test_averaged_weights_are_taken_only_where_there_are_no_others(tmp_path: Path, key: str) -> None:
+    averaged = {"module.a.weight": torch.full((2, 3), 9.0), "module.a.count": torch.tensor(3)}
+    path = tmp_path / "weights.pth"
+    torch.save({key: {**averaged, "n_averaged": torch.tensor(5)}, "epoch": 3}, path)
+    state = read_state_dict(path)
+    assert sorted(state) == sorted(STATE)
+    assert torch.equal(state["a.weight"], torch.full((2, 3), 9.0))
+    torch.save({key: averaged, "model": STATE}, path)
+    assert torch.equal(read_state_dict(path)["a.weight"], STATE["a.weight"])
 
 
-def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
+def test_both_prefixes_are_taken_off_in_either_order(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for prefix in ("module._orig_mod.", "_orig_mod.module."):
+        torch.save({f"{prefix}{name}": tensor for name, tensor in STATE.items()}, path)
+        assert sorted(read_state_dict(path)) == sorted(STATE)
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, path)
+    assert sorted(read_state_dict(path)) == ["b", "module.a"]
+
+
+def test_arguments_and_accuracies_beside_the_weights_are_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for best in (np.float64(0.93), np.float32(0.5), np.int64(7)):
+        torch.save({"model": STATE, "args": argparse.Namespace(lr=0.1, data="/x"), "best": best}, path)
+        assert torch.equal(read_state_dict(path)["a.weight"], STATE["a.weight"])
+
+
+class _Writes:
+    """Pickled as a call that writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"echo gotcha > {self._path}",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "pickle"])
+def test_code_in_a_weights_file_is_named_and_not_run(tmp_path: Path, is_zip: bool) -> None:
     target = tmp_path / "written-by-a-pickle"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Path.write_text, (target, "gotcha")
-
-    torch.save({"state_dict": Hostile()}, tmp_path / "hostile.pth")
-    with pytest.raises(WeightsError, match="cannot be read"):
-        read_state_dict(tmp_path / "hostile.pth")
+    path = tmp_path / "hostile.pth"
+    torch.save({"state_dict": STATE, "x": _Writes(target)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict(path)
     assert not target.exists()
+    assert caught.value.message == (
+        f"the weights file {path} holds code beside tensors ({os.name}.system); it was not run."
+    )
+    assert "ask whoever made it for a state dict alone, or a .safetensors" in caught.value.hint
+    torch.load(path, weights_only=False)  # the trap is a real one
+    assert target.exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "pickle"])
+def test_a_whole_pickled_model_is_named(tmp_path: Path, is_zip: bool) -> None:
+    import torchvision.models
+
+    path = tmp_path / "model.pth"
+    torch.save(torchvision.models.squeezenet1_1(), path, _use_new_zipfile_serialization=is_zip)
+    words = r"holds a whole pickled model, which is code \(torchvision\.models\.squeezenet\..*\); it was not run"
+    with pytest.raises(WeightsError, match=words) as caught:
+        read_state_dict(path)
+    assert "torch.save(model.state_dict(), 'weights.pth')" in caught.value.hint
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:

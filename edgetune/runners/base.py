@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,26 @@ class Runner(Protocol):
     def infer(self, feed: Feed) -> dict[str, Array]: ...
 
     def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@runtime_checkable
+class FeatureStream(Protocol):
+    """A backbone on a device of its own, which works while the host prepares more: a context manager.
+
+    `start` takes images uint8 `(H, W, 3)`, all of one size, as one batch, and returns at once; calling what it
+    returned waits for their features, float32 `(N, D)`. Batches run in the order of their start.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self, images: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], npt.NDArray[np.float32]]: ...
+
+    def __enter__(self) -> FeatureStream: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

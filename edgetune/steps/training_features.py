@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from edgetune.core.errors import DataError
 from edgetune.core.progress import Progress
 from edgetune.core.run import Run, SplitFile
 from edgetune.data.image_folder import ImageFile
+from edgetune.features.blocks import FeaturePlan
 from edgetune.features.cache import FeatureCache
-from edgetune.features.extract import extract_features
-from edgetune.runners.base import Runner
+from edgetune.features.extract import OpenRunner, extract_features
 
-_BATCH = 8
+# Each image is a block by itself: what was computed of some of the files need not be computed again with the others.
+_BATCH = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainingImages:
         self._root = root
 
     def features(
-        self, cache: FeatureCache, open_runner: Callable[[], Runner], files: Sequence[SplitFile], progress: Progress
+        self, cache: FeatureCache, open_runner: OpenRunner, files: Sequence[SplitFile], progress: Progress
     ) -> TrainingFeatures:
         """Features of `files`; images whose content is another than at the fit are left out.
 
@@ -45,9 +46,8 @@ class TrainingImages:
             DataError: a class has lost all its images.
         """
         listed = [ImageFile(self._root / file.path, file.label) for file in files]
-        table = extract_features(
-            listed, self._run.preprocess, cache, open_runner, batch_size=_BATCH, progress=progress
-        )  # fmt: skip
+        plan = FeaturePlan(self._run.preprocess, [cache], _BATCH)
+        table = extract_features(listed, plan, open_runner, progress=progress)
         expected = {self._root / file.path: file.sha256 for file in files}
         pairs = zip(table.files, table.hashes, strict=True)
         same = np.array([expected[file.path] == sha256 for file, sha256 in pairs])

@@ -1,104 +1,36 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from PIL import Image
 
 from edgetune.core.errors import DataError, ModelError
-from edgetune.core.preprocess import PreprocessSpec
-from edgetune.core.tensors import Array, Feed, TensorSpec
+from edgetune.core.preprocess import PreprocessSpec, preprocess_image
+from edgetune.core.tensors import Array, Feed
 from edgetune.data.image_folder import ImageFile
+from edgetune.features import blocks, extract
 from edgetune.features.cache import FeatureCache
-from edgetune.features.extract import FeatureTable, extract_features
+from edgetune.features.extract import FeaturePlan, FeatureTable, extract_features
 from edgetune.runners.base import Runner
 from edgetune.runners.ort_runner import OrtRunner
+from tests.unit.features.mean_colour import (
+    SPEC,
+    RecordingRunner,
+    Stream,
+    colour_image,
+    colour_images,
+    mean_colour,
+    never,
+)
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-SPEC = PreprocessSpec(4, 4, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def _model(divisor: float = 1.0) -> bytes:
-    """An ONNX model whose features are the mean red, green and blue, over `divisor`."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [
-        helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["wide"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("Div", ["mean", "divisor"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "mean colour",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 4, 4, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 3])],
-        [numpy_helper.from_array(np.array([divisor], np.float32), "divisor")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(model)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-class RecordingRunner:
-    """Passes everything on to ONNX Runtime and notes the batch sizes."""
-
-    def __init__(self, batches: list[int]) -> None:
-        self._runner = OrtRunner(_model(), threads=1)
-        self._batches = batches
-
-    @property
-    def name(self) -> str:
-        return self._runner.name
-
-    @property
-    def input_specs(self) -> tuple[TensorSpec, ...]:
-        return self._runner.input_specs
-
-    @property
-    def output_specs(self) -> tuple[TensorSpec, ...]:
-        return self._runner.output_specs
-
-    @property
-    def min_batch(self) -> int:
-        return self._runner.min_batch
-
-    @property
-    def max_batch(self) -> int | None:
-        return self._runner.max_batch
-
-    def infer(self, feed: Feed) -> dict[str, Array]:
-        self._batches.append(len(feed["image"]))
-        return self._runner.infer(feed)
-
-    def __enter__(self) -> RecordingRunner:
-        self._runner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runner.__exit__(kind, error, trace)
-
-
-def _never() -> Runner:
-    pytest.fail("the backbone was opened although nothing was missing")
-
-
-def _image(path: Path, colour: tuple[int, int, int], label: int = 0) -> ImageFile:
-    Image.new("RGB", (4, 4), colour).save(path)
-    return ImageFile(path, label)
-
-
-def _images(folder: Path, count: int) -> list[ImageFile]:
-    return [_image(folder / f"{index}.png", (index, 2 * index, 255 - index), index % 2) for index in range(count)]
 
 
 def _colours(count: int) -> Array:
@@ -108,11 +40,11 @@ def _colours(count: int) -> Array:
 def _extract(
     files: list[ImageFile], cache: FeatureCache, open_runner: Callable[[], Runner], batch_size: int = 4
 ) -> FeatureTable:
-    return extract_features(files, SPEC, cache, open_runner, batch_size=batch_size)
+    return extract_features(files, FeaturePlan(SPEC, [cache], batch_size), open_runner)
 
 
 def test_features_labels_and_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
-    files = _images(tmp_path, 10)
+    files = colour_images(tmp_path, 10)
     batches: list[int] = []
     table = _extract(files, FeatureCache(tmp_path / "cache"), lambda: RecordingRunner(batches))
     np.testing.assert_allclose(table.features, _colours(10), rtol=0, atol=1e-4)
@@ -122,47 +54,60 @@ def test_features_labels_and_hashes_come_in_the_order_of_the_files(tmp_path: Pat
     assert table.files == tuple(files)
     assert table.hashes == tuple(hashlib.sha256(file.path.read_bytes()).hexdigest() for file in files)
     assert (table.skipped, table.from_cache) == ((), 0)
-    assert batches == [4, 4, 2]
+    assert sorted(batches) == [2, 4, 4]  # threads may finish in another order
 
 
 def test_nothing_is_computed_twice(tmp_path: Path) -> None:
-    files = _images(tmp_path, 6)
-    first = _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(_model(), threads=1))
-    second = _extract(files, FeatureCache(tmp_path / "cache"), _never)
+    files = colour_images(tmp_path, 6)
+    first = _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
+    second = _extract(files, FeatureCache(tmp_path / "cache"), never)
     assert second.from_cache == 6
     np.testing.assert_array_equal(second.features, first.features)
     np.testing.assert_array_equal(second.labels, first.labels)
 
 
-def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
-    files = _images(tmp_path, 7)
-    _extract(files[2:5], FeatureCache(tmp_path / "cache"), lambda: OrtRunner(_model(), threads=1))
+def test_a_block_that_lacks_an_image_runs_whole_and_the_others_not_at_all(tmp_path: Path) -> None:
+    files = colour_images(tmp_path, 12)
+    known = [*files[:5], *files[8:]]
+    _extract(known, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
     batches: list[int] = []
-    table = _extract(files, FeatureCache(tmp_path / "cache"), lambda: RecordingRunner(batches))
-    assert table.from_cache == 3
-    assert batches == [4]
-    np.testing.assert_allclose(table.features, _colours(7), rtol=0, atol=1e-4)
+    cache = FeatureCache(tmp_path / "cache")
+    table = _extract(files, cache, lambda: RecordingRunner(batches))
+    assert batches == [4]  # 4 to 7, of which the cache had 4
+    np.testing.assert_array_equal(table.cached, [file in known for file in files])
+    assert table.from_cache == 9
+    np.testing.assert_allclose(table.features, _colours(12), rtol=0, atol=1e-4)
+    assert cache.rows == 12  # what was known was not written again
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_copies_of_an_image_are_computed_once(tmp_path: Path, batch_size: int) -> None:
-    one, two = _image(tmp_path / "1.png", (9, 9, 9), 0), _image(tmp_path / "2.png", (5, 5, 5), 1)
+def test_copies_of_an_image_are_cached_once(tmp_path: Path, batch_size: int) -> None:
+    one, two = colour_image(tmp_path / "1.png", (9, 9, 9), 0), colour_image(tmp_path / "2.png", (5, 5, 5), 1)
     copy = ImageFile(tmp_path / "copy.png", 1)
     copy.path.write_bytes(one.path.read_bytes())
-    batches: list[int] = []
     cache = FeatureCache(tmp_path / "cache")
-    table = _extract([one, copy, two, one], cache, lambda: RecordingRunner(batches), batch_size)
-    assert sum(batches) == 2
-    assert len(cache.known) == 2
+    files = [one, copy, two, one]
+    table = _extract(files, cache, lambda: OrtRunner(mean_colour(), threads=1), batch_size)
+    assert cache.rows == len(cache) == 2
+    assert table.from_cache == 0
     np.testing.assert_allclose(table.features[:, 0], [9, 9, 5, 9], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(table.labels, [0, 1, 1, 0])
+    assert _extract(files, FeatureCache(tmp_path / "cache"), never, batch_size).from_cache == 4
+
+
+def test_a_file_that_cannot_be_read_does_not_make_its_block_run_again(tmp_path: Path) -> None:
+    files = [*colour_images(tmp_path, 3), ImageFile(tmp_path / "text.jpg", 1)]
+    (tmp_path / "text.jpg").write_text("no image")
+    _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
+    table = _extract(files, FeatureCache(tmp_path / "cache"), never)
+    assert (len(table.files), len(table.skipped)) == (3, 1)
 
 
 def test_files_that_cannot_be_read_are_skipped_with_the_reason(tmp_path: Path) -> None:
-    files = _images(tmp_path, 3)
+    files = colour_images(tmp_path, 3)
     (tmp_path / "text.jpg").write_text("no image")
     files[1:1] = [ImageFile(tmp_path / "text.jpg", 1), ImageFile(tmp_path / "gone.png", 0)]
-    table = _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(_model(), threads=1))
+    table = _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
     assert [file.path.name for file in table.files] == ["0.png", "1.png", "2.png"]
     np.testing.assert_allclose(table.features, _colours(3), rtol=0, atol=1e-4)
     assert [file.path.name for file in table.skipped] == ["text.jpg", "gone.png"]
@@ -173,34 +118,107 @@ def test_files_that_cannot_be_read_are_skipped_with_the_reason(tmp_path: Path) -
 def test_nothing_readable_is_a_data_error_and_needs_no_backbone(tmp_path: Path) -> None:
     files = [ImageFile(tmp_path / name, 0) for name in ("gone.png", "lost.png")]
     with pytest.raises(DataError, match=r"none of 2 images could be read; the first: .*gone\.png: cannot be read"):
-        _extract(files, FeatureCache(tmp_path / "cache"), _never)
+        _extract(files, FeatureCache(tmp_path / "cache"), never)
 
 
 def test_no_files_at_all_are_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no images"):
-        _extract([], FeatureCache(tmp_path / "cache"), _never)
+        _extract([], FeatureCache(tmp_path / "cache"), never)
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (7, 7, 7)], ids=["NaN", "infinity"])
 def test_features_that_are_no_numbers_are_a_model_error_and_not_cached(
     tmp_path: Path, colour: tuple[int, int, int]
 ) -> None:
-    files = [_image(tmp_path / "1.png", colour)]
+    files = [colour_image(tmp_path / "1.png", colour)]
     with pytest.raises(ModelError, match="the backbone gave NaN or infinity as features on onnxruntime CPU") as caught:
-        _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(_model(0.0), threads=1))
+        _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(0.0), threads=1))
     assert "--weights" in caught.value.hint
-    assert FeatureCache(tmp_path / "cache").known == {}
+    assert len(FeatureCache(tmp_path / "cache")) == 0
 
 
-def test_progress_counts_every_file(tmp_path: Path) -> None:
-    files = [*_images(tmp_path, 2), ImageFile(tmp_path / "gone.png", 0)]
-    seen: list[tuple[str, int, int]] = []
-    extract_features(
-        files,
-        SPEC,
-        FeatureCache(tmp_path / "cache"),
-        lambda: OrtRunner(_model(), threads=1),
-        batch_size=4,
-        progress=lambda *call: seen.append(call),
+def test_progress_counts_every_file_and_ends_when_all_is_written(tmp_path: Path) -> None:
+    files = [*colour_images(tmp_path, 4), ImageFile(tmp_path / "gone.png", 0)]
+    seen: list[tuple[str, int, int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.append((stage, done, total, len(FeatureCache(tmp_path / "cache"))))
+
+    plan = FeaturePlan(SPEC, [FeatureCache(tmp_path / "cache")], 2)
+    extract_features(files, plan, lambda: OrtRunner(mean_colour(), threads=1), progress=progress)
+    assert seen == [("features", 2, 5, 0), ("features", 4, 5, 0), ("features", 5, 5, 4)]
+
+
+def test_shards_are_written_while_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "SHARD_IMAGES", 8)
+    _extract(colour_images(tmp_path, 20), FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
+    assert _shard_sizes(tmp_path / "cache") == [4, 8, 8]
+    monkeypatch.setattr(extract, "SHARD_S", 0.0)
+    _extract(colour_images(tmp_path, 20), FeatureCache(tmp_path / "timed"), lambda: OrtRunner(mean_colour(), threads=1))
+    assert _shard_sizes(tmp_path / "timed") == [4] * 5
+
+
+def _shard_sizes(folder: Path) -> list[int]:
+    return sorted(len(np.load(path)) for path in folder.glob("*.npy"))
+
+
+def test_a_stream_has_batches_in_flight_until_a_shard_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "SHARD_IMAGES", 8)
+    stream = Stream()
+    table = extract_features(
+        colour_images(tmp_path, 40), FeaturePlan(SPEC, [FeatureCache(tmp_path / "cache")], 4), lambda: stream
     )
-    assert seen == [("features", 1, 3), ("features", 2, 3), ("features", 3, 3)]
+    np.testing.assert_allclose(table.features, _colours(40), rtol=0, atol=1e-4)
+    assert [len(batch) for batch in stream.batches] == [4] * 10
+    assert (stream.ahead, stream.answered, stream.is_open) == (6, 10, False)  # two of a shard, and four behind it
+
+
+def test_a_file_that_changes_between_two_reads_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was in the cache, so it was only hashed; then a file of its block turns out to be missing there."""
+    files = colour_images(tmp_path, 2)
+    _extract(files[:1], FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
+    original = Path.read_bytes
+    reads: list[str] = []
+
+    def read_bytes(path: Path) -> bytes:
+        reads.append(path.name)
+        return original(path) + b"more" * (reads.count("0.png") > 1 and path.name == "0.png")
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    table = _extract(files, FeatureCache(tmp_path / "cache"), lambda: OrtRunner(mean_colour(), threads=1))
+    assert [file.path.name for file in table.files] == ["1.png"]
+    assert [(file.path.name, file.reason) for file in table.skipped] == [("0.png", "changed while it was being read")]
+
+
+def test_decoding_stays_a_bounded_number_of_images_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone does not come before its export is done; decoding waits after 32 blocks of 8, and one more."""
+    files = [colour_image(tmp_path / "one.png", (1, 2, 3))] * 800
+    scanned: list[str] = []
+    original = preprocess_image
+
+    def count(data: bytes, spec: PreprocessSpec, *, name: str) -> npt.NDArray[np.uint8]:
+        scanned.append(name)
+        return original(data, spec, name=name)
+
+    def open_runner() -> Runner:
+        deadline = time.monotonic() + 10
+        while len(scanned) < 256 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert 256 <= len(scanned) <= 256 + 4 * 8
+        return OrtRunner(mean_colour(), threads=1)
+
+    monkeypatch.setattr(blocks, "preprocess_image", count)
+    assert len(_extract(files, FeatureCache(tmp_path / "cache"), open_runner, 8).files) == 800
+
+
+def test_an_error_of_the_backbone_ends_the_pass_and_closes_it(tmp_path: Path) -> None:
+    class Fails(RecordingRunner):
+        def infer(self, feed: Feed) -> dict[str, Array]:
+            raise ModelError("no kernel")
+
+    with pytest.raises(ModelError, match="no kernel"):
+        _extract(colour_images(tmp_path, 9), FeatureCache(tmp_path / "cache"), lambda: Fails([]))
+    assert not any(thread.name.startswith("features") for thread in threading.enumerate())

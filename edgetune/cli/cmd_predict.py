@@ -40,4 +40,4 @@ def command(
 
 def _lines(image: ImagePrediction) -> list[str]:
     labels = ", ".join(f"{best.label} {best.probability:.1%}" for best in image.predictions)
-    return [f"{image.image}: {labels}"]
+    return [f"{image.image}: none of these: {labels}" if image.rejected else f"{image.image}: {labels}"]

@@ -48,7 +48,9 @@ class RunOrigin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` lists every file of the bundle but the manifest; `classes` are in the order of the logits."""
+    """`files` lists every file of the bundle but the manifest; `classes` are in the order of the logits. An image whose
+    highest probability is below `reject_below` is none of the classes; None where nothing is rejected.
+    """
 
     schema_version: int
     task: str
@@ -60,6 +62,7 @@ class Manifest:
     created: str
     artifacts: tuple[Artifact, ...]
     files: dict[str, BundleFile]
+    reject_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         if file.is_file() and file.name != MANIFEST_NAME
     }
     content = to_dict(dataclasses.replace(manifest, files=files))
+    if manifest.reject_below is None:
+        del content["reject_below"]  # an edgetune that does not know the key reads the bundle too
     (folder / MANIFEST_NAME).write_bytes(_with_digest(content))
 
 

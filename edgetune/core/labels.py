@@ -17,6 +17,11 @@ class Prediction:
     probability: float
 
 
+def is_rejected(best: Prediction, reject_below: float | None) -> bool:
+    """Whether an image is none of the classes, by the most probable of them; never without a threshold."""
+    return reject_below is not None and best.probability < reject_below
+
+
 def top_predictions(logits: npt.NDArray[np.float32], classes: tuple[str, ...], count: int) -> tuple[Prediction, ...]:
     """The `count` most probable classes of one image's logits `(classes,)`, best first."""
     probabilities = softmax(logits)

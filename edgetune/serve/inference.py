@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgetune.core.labels import top_predictions
+from edgetune.core.labels import is_rejected, top_predictions
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT, Array, Feed
 from edgetune.serve.errors import RequestError, as_request_error
 from edgetune.serve.http.request import Answer, Request, json_answer
@@ -162,8 +162,11 @@ class Inference:
         if not np.isfinite(logits).all():
             self._service.stats.nonfinite()
             return RequestError(500, "the model gives NaN or infinity for this image", reason="nonfinite")
-        best = top_predictions(logits, serving.model.bundle.manifest.classes, top)
+        manifest = serving.model.bundle.manifest
+        best = top_predictions(logits, manifest.classes, top)
         entry: dict[str, Any] = {"predictions": [vars(prediction) for prediction in best]}
+        if manifest.reject_below is not None:
+            entry["rejected"] = is_rejected(best[0], manifest.reject_below)
         return {**entry, "logits": logits.tolist()} if with_logits else entry
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgetune.core.bundle import load_bundle
 from edgetune.core.errors import ArtifactError, ImageError
-from edgetune.core.labels import Prediction, top_predictions
+from edgetune.core.labels import Prediction, is_rejected, top_predictions
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.runners.base import infer_images
@@ -22,12 +22,15 @@ _DEFAULT_RUNNER = RunnerOptions()
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """`error` says why an image has no predictions."""
+    """`error` says why an image has no predictions. `rejected` tells that it is none of the classes, by the bundle's
+    threshold.
+    """
 
     image: str
     predictions: tuple[Prediction, ...]
     logits: tuple[float, ...]
     error: str | None
+    rejected: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def predict(
             if not np.isfinite(logits).all():
                 raise ArtifactError(f"{choice.artifact.name} gives NaN or infinity for {path}.")
             best = top_predictions(logits, bundle.manifest.classes, top)
-            results.append(ImagePrediction(str(path), best, tuple(float(value) for value in logits), None))
+            rejected = is_rejected(best[0], bundle.manifest.reject_below)
+            results.append(ImagePrediction(str(path), best, tuple(logits.tolist()), None, rejected))
         name = runner.name
     return PredictResult(choice.artifact.name, name, choice.reason, tuple(results))
 

@@ -177,8 +177,9 @@ def _classification(name: Json) -> dict[str, Json]:
         {"label": _TEXT, "index": _COUNT, "probability": {"type": "number", "minimum": 0, "maximum": 1}}
     )
     labels: Json = {"predictions": _list(_ref("prediction"), minItems=1, maxItems=1000)}
-    logits: Json = {"logits": _list(_NUMBER, minItems=1)}
-    entry = {"oneOf": [_exactly({"name": _TEXT, **labels}, logits), _exactly({"name": _TEXT, "error": _WORD})]}
+    words = "Whether the image is none of the classes, where the bundle has a threshold."
+    others: Json = {"logits": _list(_NUMBER, minItems=1), "rejected": {"type": "boolean", "description": words}}
+    entry = {"oneOf": [_exactly({"name": _TEXT, **labels}, others), _exactly({"name": _TEXT, "error": _WORD})]}
     head: Json = {"model": name, "artifact": _WORD}
     many = _exactly({**head, "images": _list(entry, minItems=1)})
-    return {"prediction": prediction, "classification": {"oneOf": [_exactly({**head, **labels}, logits), many]}}
+    return {"prediction": prediction, "classification": {"oneOf": [_exactly({**head, **labels}, others), many]}}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -71,6 +72,21 @@ def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
     assert bundle.manifest.classes == ("ant", "bée")
     assert bundle.manifest.preprocess == _manifest().preprocess
     assert bundle.artifact("model.onnx") == _manifest().artifacts[0]
+
+
+def test_a_threshold_comes_back_and_without_one_the_manifest_is_as_it_always_was(folder: Path) -> None:
+    assert load_bundle(folder).manifest.reject_below is None
+    assert "reject_below" not in _content(folder)
+    write_manifest(folder, dataclasses.replace(_manifest(), reject_below=0.625))
+    assert load_bundle(folder).manifest.reject_below == 0.625
+    assert _content(folder)["reject_below"] == 0.625
+
+
+@pytest.mark.parametrize("value", ["0.5", True, [0.5]])
+def test_a_threshold_that_is_no_number_is_refused(folder: Path, value: object) -> None:
+    _sign(folder, lambda content: content.update(reject_below=value))
+    with pytest.raises(BundleError, match="reject_below"):
+        load_bundle(folder)
 
 
 def test_the_manifest_lists_every_other_file_with_size_and_sha256(folder: Path) -> None:

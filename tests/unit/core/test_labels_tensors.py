@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgetune.core.errors import TensorError
-from edgetune.core.labels import Prediction, top_predictions
+from edgetune.core.labels import Prediction, is_rejected, top_predictions
 from edgetune.core.tensors import Array, TensorSpec, check_feed, softmax
 
 SPECS = (TensorSpec("image", "uint8", (None, 2, 2, 3)), TensorSpec("scale", "float32", (1,)))
@@ -73,3 +73,13 @@ def test_a_feed_that_fits_passes() -> None:
 def test_a_feed_that_does_not_fit_is_refused(feed: dict[str, Array], words: str) -> None:
     with pytest.raises(TensorError, match=re.escape(words)):
         check_feed(feed, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("probability", "reject_below", "expected"),
+    [(0.5, None, False), (0.5, 0.625, True), (0.625, 0.625, False), (0.75, 0.625, False)],
+)
+def test_what_is_below_the_threshold_is_rejected(
+    probability: float, reject_below: float | None, expected: bool
+) -> None:
+    assert is_rejected(Prediction("ant", 0, probability), reject_below) is expected

@@ -56,8 +56,10 @@ def _pages() -> dict[str, Any]:
         "error": {"error": "unknown model 'bees'"},
         "infer_answer": {"model_name": "ants", "model_version": "1", "id": "7", "outputs": [output]},
         "classification": {**head, "predictions": [best], "logits": [1.5, -2.5]},
+        "classification with a threshold": {**head, "predictions": [best], "rejected": True},
         "classification of several": {**head, "images": [
             {"name": "a.jpg", "predictions": [best], "logits": [1.5, -2.5]}, {"name": "b", "error": "not an image"},
+            {"name": "c.jpg", "predictions": [best], "rejected": False},
         ]},
         "openapi": DOCUMENT,
     }  # fmt: skip
@@ -92,7 +94,7 @@ def test_what_the_server_gives_fits(name: str) -> None:
 def test_an_unknown_key_does_not_fit_and_a_missing_one_neither(name: str) -> None:
     page = _pages()[name]
     assert not _fits(name, {**page, "detail": "x"})
-    for key in set(page) - {"id", "logits", "dynamic_batching"}:
+    for key in set(page) - {"id", "logits", "rejected", "dynamic_batching"}:
         assert not _fits(name, {other: value for other, value in page.items() if other != key}), key
 
 
@@ -119,6 +121,8 @@ def test_an_unknown_key_does_not_fit_and_a_missing_one_neither(name: str) -> Non
         ("classification", ["predictions", 0, "probability"], 1.5),
         ("classification", ["predictions", 0, "index"], -1),
         ("classification", ["predictions"], []),
+        ("classification with a threshold", ["rejected"], "yes"),
+        ("classification of several", ["images", 2, "rejected"], None),
         ("classification of several", ["images", 1, "error"], ""),
     ],
 )  # fmt: skip

@@ -22,13 +22,15 @@ from edgetune.data.image_folder import ImageFile
 from edgetune.data.samples import SampleStream, batches
 from edgetune.features.cache import FeatureCache
 from edgetune.graph.compose import read_model
-from edgetune.heads.linear import load_head, refit_linear
+from edgetune.heads.fit import refit_head
+from edgetune.heads.head import load_head
 from edgetune.quantize.calibrate import pick_calibration_files
 from edgetune.quantize.images import ImageSpool
 from edgetune.quantize.quantizer import calibrate, quantize
 from edgetune.quantize.targets import find_target
 from edgetune.runners.ort_runner import OrtRunner
-from edgetune.steps.fit import FitOptions, features_model_path, fit
+from edgetune.steps.feature_source import features_model_path, identity_now
+from edgetune.steps.fit import FitOptions, fit
 from edgetune.steps.training_features import TrainingFeatures, TrainingImages
 from edgetune.verify.reference import load_run_backbone
 
@@ -61,7 +63,8 @@ def measure(folder: Path, scratch: Path, model: str, targets: Sequence[str]) -> 
     fitted = fit(folder, scratch / "run", FitOptions(model=model))
     run, root = fitted.run, folder.absolute()
     head = load_head(fitted.run_path / HEAD_NAME)
-    float_graph = features_model_path(load_run_backbone(run), run.preprocess)
+    backbone = load_run_backbone(run)
+    float_graph = features_model_path(identity_now(backbone), lambda: backbone)
     exact = _features(run, root, float_graph.read_bytes(), run.split.val)
     rows = [Row("FP32", _hits(head.logits(exact.features), exact))]
     with ImageSpool(iter(_images(run, root))) as spool:
@@ -69,7 +72,7 @@ def measure(folder: Path, scratch: Path, model: str, targets: Sequence[str]) -> 
         for name in targets:
             graph = quantize(calibration, find_target(name), spool).model.SerializeToString()
             val, train = (_features(run, root, graph, files) for files in (run.split.val, run.split.train))
-            own = refit_linear(train.features, train.labels, len(run.classes), run.head.l2)
+            own = refit_head(train.features, train.labels, len(run.classes), run.head.recipe)
             rows.append(Row(f"INT8 {name}, FP32 head", _hits(head.logits(val.features), val)))
             rows.append(Row(f"INT8 {name}, re-fitted head", _hits(own.logits(val.features), val)))
     return rows

@@ -11,7 +11,7 @@ import torch
 from edgetune.core.preprocess import preprocess_image
 from edgetune.core.run import HEAD_NAME, Run
 from edgetune.core.tensors import LOGITS_OUTPUT
-from edgetune.heads.linear import load_head
+from edgetune.heads.head import load_head
 from edgetune.models.head import Classifier, FeatureExtractor
 from edgetune.parity.metrics import sqnr_db
 from edgetune.runners.base import infer_images
@@ -33,7 +33,7 @@ def rounding_figures(run_folder: Path, run: Run, model: Path) -> dict[str, float
     pixels = np.stack([preprocess_image((root / file.path).read_bytes(), run.preprocess) for file in files])
     head = load_head(run_folder / HEAD_NAME)
     extractor = FeatureExtractor(load_run_backbone(run).module, run.preprocess)
-    classifier = Classifier(extractor, head.weight, head.bias).eval()
+    classifier = Classifier(extractor, head.weight, head.bias, head.hidden).eval()
     single, features = _run(classifier, pixels), _run(extractor, pixels)
     exact = _run(classifier.double(), pixels)
     with OrtRunner(model) as runner:

@@ -67,7 +67,7 @@ BACKBONES = (*_TORCHVISION, *(f"timm/{name}" for name in _TIMM))
 def main() -> None:
     arguments = _parse_arguments()
     if arguments.one is not None:
-        print(json.dumps(measure(arguments.one, arguments.work, arguments.seed)))
+        print(json.dumps(measure(arguments.one, arguments.work, arguments.seed, arguments.image_size)))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     write_part(arguments.data, arguments.work / "data", _PART, arguments.seed)
@@ -88,6 +88,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=_DATA, help="train/CLASS and val/CLASS folders of photographs")
     parser.add_argument("--work", type=Path, default=Path("build/parity_families"))
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the part of the images")
+    parser.add_argument("--image-size", type=int, help="instead of each backbone's own")
     parser.add_argument("--again", action="store_true", help="measure what the journal has already")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -100,6 +101,8 @@ def _measure_apart(name: str, arguments: argparse.Namespace) -> Record:
     scratch.mkdir()
     (scratch / "data").symlink_to((arguments.work / "data").resolve())
     command = [sys.executable, __file__, "--one", name, "--work", str(scratch), "--seed", str(arguments.seed)]
+    if arguments.image_size is not None:
+        command += ["--image-size", str(arguments.image_size)]
     environment = {**os.environ, "EDGETUNE_CACHE": str(scratch / "cache")}
     start = time.perf_counter()
     try:
@@ -118,13 +121,14 @@ def failure(name: str, error: str) -> Record:
     return {"name": name, "verdict": "ERROR", "error": error}
 
 
-def measure(name: str, work: Path, seed: int) -> Record:
+def measure(name: str, work: Path, seed: int, image_size: int | None) -> Record:
     """Weights, fit, export with parity. What edgetune itself refuses is a record, too."""
     try:
         images = some_images(work / "data", sys.maxsize, SPLITS)  # BN shall suit the judged images, too
-        parameters = write_random_weights(name, work / "weights.pth", images, seed)
+        parameters = write_random_weights(name, work / "weights.pth", images, seed, image_size)
         start = time.perf_counter()
-        fitted = fit(work / "data", work / "run", FitOptions(name, work / "weights.pth", device="cpu", seed=seed))
+        options = FitOptions(name, work / "weights.pth", image_size=image_size, device="cpu", seed=seed)
+        fitted = fit(work / "data", work / "run", options)
         fit_s = time.perf_counter() - start
         exported = export(work / "run", work / "bundle", ExportOptions())
     except EdgetuneError as error:

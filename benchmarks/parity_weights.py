@@ -24,7 +24,9 @@ _EPOCHS_AT_HALF, _EPOCHS_AT_FULL, _PEAK_RATE = 8, 4, 2e-3
 _IMAGES_FOR_NORMS = 64
 
 
-def write_random_weights(name: str, path: Path, images: Sequence[Path], seed: int) -> int:
+def write_random_weights(
+    name: str, path: Path, images: Sequence[Path], seed: int, image_size: int | None = None
+) -> int:
     """Writes a state dict for `--model name --weights path`; returns the number of its parameters.
 
     Constants become scattered numbers, each convolution and linear layer is scaled until its outputs on `images` have
@@ -32,7 +34,7 @@ def write_random_weights(name: str, path: Path, images: Sequence[Path], seed: in
     averages over small batches let gated networks explode on single images.
     """
     torch.manual_seed(seed)
-    architecture = build_architecture(name)
+    architecture = build_architecture(name, image_size=image_size)
     module = architecture.module.requires_grad_(False)
     batch = _load(images, architecture.preprocess)
     _scatter_constants(module)

@@ -16,12 +16,12 @@ from edgetune.core.files import sha256_of_file
 from edgetune.core.preprocess import PreprocessSpec, decoder_version, preprocess_image
 from edgetune.core.tensors import LOGITS_OUTPUT
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
-from edgetune.graph.to_onnx import exporter_version
+from edgetune.graph.graph_cache import exporter_version
 from edgetune.models.checkpoint import read_state_dict
 from edgetune.models.weights import load_backbone
 from edgetune.runners.base import infer_images
 from edgetune.runners.ort_runner import OrtRunner, ort_version
-from edgetune.steps.fit import features_model_path
+from edgetune.steps.feature_source import features_model_path, identity_now
 
 CALIBRATION_IMAGES = 128
 
@@ -96,7 +96,7 @@ def _write_classifier(path: Path, model_name: str) -> PreprocessSpec:
     spec = backbone.architecture.preprocess
     state = read_state_dict(backbone.weights_path)
     weight, bias = (state[name].numpy().astype(np.float32) for name in ("_fc.weight", "_fc.bias"))
-    model = add_head(read_model(features_model_path(backbone, spec)), weight, bias)
+    model = add_head(read_model(features_model_path(identity_now(backbone), lambda: backbone)), weight, bias)
     # The index makes the names unique: ImageNet has two kinds of crane and of maillot.
     names = enumerate(ResNet18_Weights.DEFAULT.meta["categories"])
     set_metadata(model, tuple(f"{index} {name}" for index, name in names), spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgetune.core.errors import EdgetuneError
 from edgetune.core.progress import Progress
 
 GATE_FAILED = 3
+_LINE_EVERY_S = 30.0
 _COLUMNS, _LINES = 80, 24  # where a terminal does not tell its size; tqdm would show nothing there
 
 
@@ -67,9 +69,9 @@ def show_bug(command: str, error: Exception) -> None:
 
 
 def progress_bars() -> Progress:
-    """One bar a stage on stderr; only where stderr is a terminal, so that logs stay readable."""
+    """One bar a stage on stderr where that is a terminal, else a line every half minute, so that logs stay readable."""
     if not sys.stderr.isatty():
-        return _Quiet()
+        return _LogLines()
     return _Bars()
 
 
@@ -82,9 +84,24 @@ def close_bars() -> None:
         _open_bars.pop().close()
 
 
-class _Quiet:
+class _LogLines:
+    """For stderr in a file or a pipe: a line now and then on work that takes long, none on work that does not."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._first = 0
+        self._begun_s = self._told_s = 0.0
+
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Says nothing: stderr is a file or a pipe."""
+        now_s = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._first, self._begun_s, self._told_s = stage, done, now_s, now_s
+        if now_s - self._told_s < _LINE_EVERY_S or done <= self._first:
+            return
+        self._told_s = now_s
+        rate = (done - self._first) / (now_s - self._begun_s)
+        left_s = (total - done) / rate
+        click.echo(f"{stage}: {done:,} of {total:,}, {rate:,.1f} {_unit(stage)}/s, {left_s:,.0f} s left", err=True)
 
 
 class _Bars:
@@ -104,13 +121,21 @@ class _Bars:
         from tqdm import tqdm
 
         close_bars()
-        unit = {"features": "img", "parity": "img", "calibration": "img"}.get(stage, "step")
         size = os.get_terminal_size(sys.stderr.fileno())
         self._bar = tqdm(
-            total=total, desc=f"{stage:>16}", unit=unit, ncols=size.columns or _COLUMNS, nrows=size.lines or _LINES
+            total=total,
+            desc=f"{stage:>16}",
+            unit=_unit(stage),
+            unit_scale=stage == "download",
+            ncols=size.columns or _COLUMNS,
+            nrows=size.lines or _LINES,
         )
         _open_bars.append(self._bar)
         self._stage = stage
+
+
+def _unit(stage: str) -> str:
+    return {"features": "img", "parity": "img", "calibration": "img", "download": "B"}.get(stage, "step")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -30,7 +30,7 @@ from edgetune.core.versions import edgetune_version
 from edgetune.data.image_folder import ImageFile
 from edgetune.data.splits import pick_stratified
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
-from edgetune.heads.linear import load_head
+from edgetune.heads.head import load_head
 from edgetune.parity.compare import LogitsTable
 from edgetune.parity.gate_set import DEFAULT_GATES
 from edgetune.parity.gates import DEFAULT_MAX_DROP
@@ -49,7 +49,7 @@ from edgetune.quantize.rounding import WeightOptions
 from edgetune.quantize.targets import find_target
 from edgetune.runners.ort_providers import CPU
 from edgetune.runners.ort_runner import ort_version
-from edgetune.steps.fit import feature_cache, features_model_path
+from edgetune.steps.feature_source import feature_cache, features_model_path, identity_now
 from edgetune.steps.fp16 import FP16_NAME, FP16_TARGET, Fp16Record, write_fp16
 from edgetune.steps.int8 import DEFAULT_SEARCH_S, Int8Job, Int8Options, int8_name, write_int8
 from edgetune.steps.parity_files import REPORT_NAME, paths_by_hash, thumbnails, validation_files
@@ -58,7 +58,7 @@ from edgetune.verify.reference import REFERENCE_NAME, load_run_backbone, stored_
 from edgetune.verify.session import Judged, JudgeJob, judge_bundle
 
 if TYPE_CHECKING:
-    from edgetune.models.weights import Backbone
+    from edgetune.models.identity import BackboneIdentity
 
 FLOAT_NAME = "model.onnx"
 GOLDEN_IMAGES = 4
@@ -129,10 +129,11 @@ class _Maker:
         files = validation_files(self._run, self._root)
         self._progress("graph", 0, 1)
         backbone = load_run_backbone(self._run)
-        features_model = features_model_path(backbone, self._run.preprocess)
+        identity = identity_now(backbone)
+        features_model = features_model_path(identity, lambda: backbone)
         artifacts = [self._write_float(features_model)]
         self._progress("graph", 1, 1)
-        calibration = self._write_int8(features_model, backbone) if self._options.int8 else None
+        calibration = self._write_int8(features_model, identity) if self._options.int8 else None
         targets = [record.target for record in calibration.targets] if calibration else []
         artifacts += [_describe(self._folder / int8_name(target), "int8", target) for target in targets]
         fp16 = self._write_fp16() if self._options.fp16 else None
@@ -150,18 +151,18 @@ class _Maker:
 
     def _write_float(self, features_model: Path) -> Artifact:
         head = load_head(self._run_folder / HEAD_NAME)
-        model = add_head(read_model(features_model), head.weight, head.bias)
+        model = add_head(read_model(features_model), head.weight, head.bias, head.hidden)
         set_metadata(model, self._run.classes, self._run.preprocess)
         write_model(self._folder / FLOAT_NAME, model)
         return _describe(self._folder / FLOAT_NAME, "fp32", "any")
 
-    def _write_int8(self, features_model: Path, backbone: Backbone) -> CalibrationRecord:
+    def _write_int8(self, features_model: Path, identity: BackboneIdentity) -> CalibrationRecord:
         options = self._options
         chosen = Int8Options(
             tuple(dict.fromkeys(options.targets)), options.calibration_images, options.recipe, options.refit_head,
             options.weights, options.max_drop, options.search_s, options.kept_float,
         )  # fmt: skip
-        cache = feature_cache(backbone, f"onnxruntime {ort_version()} CPU", "fp32")
+        cache = feature_cache(identity, f"onnxruntime {ort_version()} CPU", "fp32")
         head = load_head(self._run_folder / HEAD_NAME)
         job = Int8Job(self._run, self._root, features_model, cache, head, chosen)
         record = write_int8(job, self._folder, self._progress)
@@ -227,6 +228,7 @@ class _Maker:
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             artifacts=tuple(artifacts),
             files={},
+            reject_below=self._run.head.reject_below,
         )
 
 

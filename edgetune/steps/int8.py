@@ -20,7 +20,9 @@ from edgetune.data.samples import SampleStream, batches
 from edgetune.data.splits import pick_stratified
 from edgetune.features.cache import FeatureCache
 from edgetune.graph.compose import add_head, read_model, set_metadata, write_model
-from edgetune.heads.linear import HeldOutHead, LinearHead, held_out_heads, held_out_hits, refit_linear
+from edgetune.heads.fit import refit_head
+from edgetune.heads.head import Head
+from edgetune.heads.held_out import HeldOutHead, held_out_heads, held_out_hits
 from edgetune.quantize.budget import Trial, meet_budget
 from edgetune.quantize.calibrate import (
     CalibrationRecord,
@@ -83,7 +85,7 @@ class Int8Job:
     root: Path
     float_model: Path
     float_cache: FeatureCache
-    head: LinearHead
+    head: Head
     options: Int8Options
 
 
@@ -92,7 +94,7 @@ class _Attempt:
     """One graph for a target with its head, and what they lose on held-out training images."""
 
     quantized: QuantizedModel
-    head: LinearHead
+    head: Head
     drops: Drops
 
     @property
@@ -125,7 +127,8 @@ def write_int8(job: Int8Job, folder: Path, progress: Progress) -> CalibrationRec
         judge = _Judge(job, TrainingImages(job.run, job.root), picked, progress)
         for target in targets:
             attempt, record = _TargetMaker(job, calibration, images, target, judge).make(progress)
-            model = add_head(attempt.quantized.model, attempt.head.weight, attempt.head.bias)
+            head = attempt.head
+            model = add_head(attempt.quantized.model, head.weight, head.bias, head.hidden)
             set_metadata(model, job.run.classes, job.run.preprocess)
             write_model(folder / int8_name(target.name), model)
             records.append(record)
@@ -173,14 +176,14 @@ class _Judge:
         if not self._heads:
             floats = self._float_features()
             rows = _rows_of(floats, seen.hashes)
-            self._heads = held_out_heads(floats.features, floats.labels, self._job.run.head.l2, rows)
+            self._heads = held_out_heads(floats.features, floats.labels, self._job.run.head.recipe, rows)
             self._exact = held_out_hits(self._heads, floats.features[rows], seen.labels)
         return self._exact, held_out_hits(self._heads, seen.features, seen.labels)
 
     def own_head(self, seen: TrainingFeatures, every: TrainingFeatures) -> Hits:
         """Hits under heads fitted in the same way on this backbone's features of all training images, `every`."""
         rows = _rows_of(every, seen.hashes)
-        heads = held_out_heads(every.features, every.labels, self._job.run.head.l2, rows)
+        heads = held_out_heads(every.features, every.labels, self._job.run.head.recipe, rows)
         return held_out_hits(heads, seen.features, seen.labels)
 
     def _has_enough(self, seen: TrainingFeatures) -> bool:
@@ -190,7 +193,7 @@ class _Judge:
         """What the float backbone computes of the training images; the fit may have cached it."""
         job = self._job
         return self._training.features(
-            job.float_cache, lambda: OrtRunner(job.float_model), job.run.split.train, self._progress
+            job.float_cache, lambda: OrtRunner(job.float_model, threads=1), job.run.split.train, self._progress
         )
 
 
@@ -268,15 +271,15 @@ class _TargetMaker:
         training = TrainingImages(job.run, job.root)
         with tempfile.TemporaryDirectory() as scratch:
             cache = FeatureCache(Path(scratch))
-            seen = training.features(cache, lambda: OrtRunner(graph), self._judge.files, progress)
+            seen = training.features(cache, lambda: OrtRunner(graph, threads=1), self._judge.files, progress)
             exact, kept = self._judge.kept_head(seen)
             if not job.options.refit_head or kept.sum() >= exact.sum():  # nothing lost, nothing to win back
                 return _Attempt(quantized, job.head, _drops(exact, kept, None))
-            every = training.features(cache, lambda: OrtRunner(graph), job.run.split.train, progress)
+            every = training.features(cache, lambda: OrtRunner(graph, threads=1), job.run.split.train, progress)
         drops = _drops(exact, kept, self._judge.own_head(seen, every))
         head = job.head
         if drops.refit_wins:
-            head = refit_linear(every.features, every.labels, len(job.run.classes), job.run.head.l2)
+            head = refit_head(every.features, every.labels, len(job.run.classes), job.run.head.recipe)
         return _Attempt(quantized, head, drops)
 
 

@@ -54,6 +54,19 @@ def test_the_walk_runs_as_written(photos: Path, tmp_path: Path) -> None:
             assert "first" in answer.stdout
 
 
+def test_every_way_to_fit_runs_as_written(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for folder in photos.iterdir():
+        (tmp_path / "data" / folder.name).mkdir(parents=True)
+        for index, image in enumerate(sorted(folder.iterdir())):
+            shutil.copy(image, tmp_path / "data" / folder.name / f"seq_{index // 2:02d}_{index}.png")
+    commands = _commands_that_run(" of fit")
+    assert len(commands) == 5
+    for line in commands:
+        _run(line.partition("#")[0], tmp_path)
+    assert len(list((tmp_path / "runs").glob("*/report.html"))) == 5
+
+
 def _copy_some(photos: Path, folder: Path) -> None:
     """Four images a class."""
     for source in photos.iterdir():

@@ -67,7 +67,7 @@ BACKBONES = (*_TORCHVISION, *(f"timm/{name}" for name in _TIMM))
 def main() -> None:
     arguments = _parse_arguments()
     if arguments.one is not None:
-        print(json.dumps(measure(arguments.one, arguments.work, arguments.seed, arguments.image_size)))
+        print(json.dumps(measure(arguments.one, arguments)))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     write_part(arguments.data, arguments.work / "data", _PART, arguments.seed)
@@ -89,6 +89,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/parity_families"))
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the part of the images")
     parser.add_argument("--image-size", type=int, help="instead of each backbone's own")
+    parser.add_argument("--no-fp64", action="store_true", help="do not tell rounding from a fault, in half the time")
     parser.add_argument("--again", action="store_true", help="measure what the journal has already")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -103,6 +104,7 @@ def _measure_apart(name: str, arguments: argparse.Namespace) -> Record:
     command = [sys.executable, __file__, "--one", name, "--work", str(scratch), "--seed", str(arguments.seed)]
     if arguments.image_size is not None:
         command += ["--image-size", str(arguments.image_size)]
+    command += ["--no-fp64"] if arguments.no_fp64 else []
     environment = {**os.environ, "EDGETUNE_CACHE": str(scratch / "cache")}
     start = time.perf_counter()
     try:
@@ -121,8 +123,9 @@ def failure(name: str, error: str) -> Record:
     return {"name": name, "verdict": "ERROR", "error": error}
 
 
-def measure(name: str, work: Path, seed: int, image_size: int | None) -> Record:
+def measure(name: str, arguments: argparse.Namespace) -> Record:
     """Weights, fit, export with parity. What edgetune itself refuses is a record, too."""
+    work, seed, image_size = arguments.work, arguments.seed, arguments.image_size
     try:
         images = some_images(work / "data", sys.maxsize, SPLITS)  # BN shall suit the judged images, too
         parameters = write_random_weights(name, work / "weights.pth", images, seed, image_size)
@@ -134,7 +137,9 @@ def measure(name: str, work: Path, seed: int, image_size: int | None) -> Record:
     except EdgetuneError as error:
         return failure(name, f"{error.code}: {error.message}")
     export_s = time.perf_counter() - start - fit_s
-    figures = {**_figures(exported), **rounding_figures(work / "run", fitted.run, work / "bundle" / FLOAT_NAME)}
+    figures = _figures(exported)
+    if not arguments.no_fp64:
+        figures |= rounding_figures(work / "run", fitted.run, work / "bundle" / FLOAT_NAME)
     return {
         "name": name,
         "error": "",

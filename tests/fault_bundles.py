@@ -135,7 +135,7 @@ def exported_again(run_folder: Path, change: Callable[[nn.Module], None]) -> onn
     """The run's model as a user would export it whose backbone has changed since."""
     from edgetune.graph.compose import add_head, set_metadata
     from edgetune.graph.to_onnx import export_features
-    from edgetune.heads.linear import load_head
+    from edgetune.heads.head import load_head
     from edgetune.models.head import FeatureExtractor
     from edgetune.verify.reference import load_run_backbone
 
@@ -144,6 +144,6 @@ def exported_again(run_folder: Path, change: Callable[[nn.Module], None]) -> onn
     change(module)
     head = load_head(run_folder / HEAD_NAME)
     features = export_features(FeatureExtractor(module, run.preprocess), run.preprocess.crop_size)
-    model = add_head(features, head.weight, head.bias)
+    model = add_head(features, head.weight, head.bias, head.hidden)
     set_metadata(model, run.classes, run.preprocess)
     return model

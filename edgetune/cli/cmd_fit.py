@@ -55,7 +55,7 @@ def _data_options(command: F) -> F:
     for option in reversed((
         click.option(
             "--views", type=click.IntRange(0, 64), default=0, show_default=True, metavar="K",
-            help="Also fit on K augmented views (cropped, lit otherwise, half of them mirrored) of each training image.",
+            help="Also fit on K augmented views (cropped, lit otherwise, half mirrored) of each training image.",
         ),
         click.option(
             "--group-by", default="", metavar="REGEX",

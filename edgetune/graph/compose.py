@@ -21,13 +21,20 @@ MAX_IR_VERSION = 10
 
 METADATA_CLASSES = "edgetune.classes"
 METADATA_PREPROCESS = "edgetune.preprocess"
-HEAD_NODE = "head"
+_HEAD_NODE, _HIDDEN_NODE, _RELU_NODE = "head", "head.hidden", "head.relu"
+# The head is no part of the export: which modules of the PyTorch classifier its nodes are.
+HEAD_MODULES = {_HEAD_NODE: "head", _HIDDEN_NODE: "hidden.0", _RELU_NODE: "hidden.1"}
+
+Floats = npt.NDArray[np.float32]
 
 
 def add_head(
-    features_model: onnx.ModelProto, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]
+    features_model: onnx.ModelProto, weight: Floats, bias: Floats, hidden: tuple[Floats, Floats] | None = None
 ) -> onnx.ModelProto:
-    """Returns a copy whose output is `logits` float32 `(N, classes)` = features @ weight.T + bias.
+    """Returns a copy whose output is `logits` float32 `(N, classes)` = inner @ weight.T + bias.
+
+    `hidden` is weight `(H, D)` and bias `(H,)` of a hidden layer: then inner is relu(features @ weight.T + bias), and
+    without one the features.
 
     Raises:
         ModelError: the head's width is not the features' width.
@@ -36,19 +43,30 @@ def add_head(
     model.CopyFrom(features_model)
     (output,) = model.graph.output
     batch, width = output.type.tensor_type.shape.dim
-    if width.dim_value != weight.shape[1]:
-        raise ModelError(f"the head takes {weight.shape[1]} features, the backbone gives {width.dim_value}.")
-    model.graph.initializer.extend(
-        [numpy_helper.from_array(weight, "head.weight"), numpy_helper.from_array(bias, "head.bias")]
-    )
-    inputs = [FEATURES_OUTPUT, "head.weight", "head.bias"]
-    model.graph.node.append(helper.make_node("Gemm", inputs, [LOGITS_OUTPUT], name=HEAD_NODE, transB=1))
+    first = weight if hidden is None else hidden[0]
+    if width.dim_value != first.shape[1]:
+        raise ModelError(f"the head takes {first.shape[1]} features, the backbone gives {width.dim_value}.")
+    inner = FEATURES_OUTPUT
+    if hidden is not None:
+        _add_layer(model.graph, _HIDDEN_NODE, inner, hidden, "head.hidden")
+        model.graph.node.append(helper.make_node("Relu", ["head.hidden"], ["head.inner"], name=_RELU_NODE))
+        inner = "head.inner"
+        for name in ("head.hidden", inner):
+            shape = [batch.dim_param, len(hidden[1])]
+            model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    _add_layer(model.graph, _HEAD_NODE, inner, (weight, bias), LOGITS_OUTPUT)
     logits = helper.make_tensor_value_info(LOGITS_OUTPUT, TensorProto.FLOAT, [batch.dim_param, len(bias)])
     model.graph.value_info.append(output)
     del model.graph.output[:]
     model.graph.output.append(logits)
     check_model(model)
     return model
+
+
+def _add_layer(graph: onnx.GraphProto, node: str, source: str, layer: tuple[Floats, Floats], result: str) -> None:
+    names = [f"{node}.weight", f"{node}.bias"]
+    graph.initializer.extend(numpy_helper.from_array(array, name) for array, name in zip(layer, names, strict=True))
+    graph.node.append(helper.make_node("Gemm", [source, *names], [result], name=node, transB=1))
 
 
 def set_metadata(model: onnx.ModelProto, classes: tuple[str, ...], spec: PreprocessSpec) -> None:

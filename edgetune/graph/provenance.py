@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgetune.graph.compose import HEAD_NODE
+from edgetune.graph.compose import HEAD_MODULES
 from edgetune.graph.network import Network
 
 _KEY = "namespace"
@@ -35,7 +35,7 @@ def module_of(node: onnx.NodeProto) -> str:
         if entry.key == _KEY:
             modules = entry.value.split("/")[:-1]
             return modules[-1].partition(":")[0].strip() if modules else ""
-    return HEAD_NODE if node.name == HEAD_NODE else ""
+    return HEAD_MODULES.get(node.name, "")
 
 
 def module_tensors(network: Network, tensors: Iterable[str]) -> tuple[ModuleTensor, ...]:

@@ -12,6 +12,7 @@ import torch
 from edgetune.core.errors import WeightsError
 from edgetune.models.backbones import LITE_BACKBONES, Architecture, build_architecture
 from edgetune.models.checkpoint import StateDict
+from edgetune.models.weights_file import shown_name
 
 # The published DenseNet files come from before PyTorch forbade dots in layer names: norm.1 is norm1 today.
 _DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
@@ -20,6 +21,8 @@ _COUNTERS = "num_batches_tracked"
 # Around a whole network in files of training frameworks; taken off only where the tensors then fit.
 _OUTER_NAMES = ("model.", "backbone.", "net.", "network.", "encoder.")
 _NAMED = 3
+# Others need a scale that is not in the network: integers, and floats of 8 bits.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A tensor that tells a family of architectures, and how the names of its members begin.
 _FAMILIES = (
     ("layer1.0.conv1.weight", ("resnet", "resnext", "wide_resnet")),
@@ -48,13 +51,15 @@ def fit_tensors(architecture: Architecture, state: StateDict, path: Path) -> Fil
     """The file's tensors under the network's names, without the file's own head and auxiliary heads.
 
     Raises:
-        WeightsError: tensors are missing, unexpected or of another shape; the message lists them.
+        WeightsError: tensors are missing, unexpected or of another shape; the message lists them. Or the file has
+            other numbers than floating-point ones of 16 bits or more.
     """
     wanted = architecture.network.state_dict()
     renamed = [_renamed(architecture, each, wanted) for each in (state, *_unwrapped(state))]
     for candidate in renamed:
         kept = _without_heads(architecture, candidate)
         if not _list_mismatches(wanted, kept):
+            _check_numbers(wanted, kept, path)
             return FileTensors(kept, _head_classes(architecture, candidate))
     problems = _list_mismatches(wanted, _without_heads(architecture, renamed[0]))
     others = _fitting_architectures(architecture.name, state)
@@ -63,6 +68,16 @@ def fit_tensors(architecture: Architecture, state: StateDict, path: Path) -> Fil
         f"the weights file {path} does not fit {architecture.name}: {'; '.join(problems)}.",
         hint=f"check --model: {found}",
     )
+
+
+def _check_numbers(wanted: Mapping[str, torch.Tensor], state: StateDict, path: Path) -> None:
+    for name, tensor in state.items():
+        if wanted[name].is_floating_point() and tensor.dtype not in _FLOATS:
+            raise WeightsError(
+                f"the weights file {path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, expected "
+                "floating-point numbers of 16 bits or more.",
+                hint="quantized weights lose what they mean without their scales; take the file they were made from",
+            )
 
 
 def _unwrapped(state: StateDict) -> list[StateDict]:
@@ -97,7 +112,7 @@ def _head_classes(architecture: Architecture, state: StateDict) -> int | None:
 
 def _list_mismatches(wanted: Mapping[str, torch.Tensor], state: StateDict) -> list[str]:
     missing = [name for name in wanted if name not in state and not name.endswith(_COUNTERS)]
-    unexpected = [name for name in state if name not in wanted]
+    unexpected = [shown_name(name) for name in state if name not in wanted]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in wanted

@@ -21,7 +21,8 @@ from edgetune.core.versions import installed_version
 if TYPE_CHECKING:
     from edgetune.models.weights import Backbone, FrozenProof
 
-_SCHEMA_VERSION = 1  # raised whenever the same arguments build another backbone
+_PACKAGE = "_pytorch_model"  # what the packages with a backbone's weights are called behind its name
+_SCHEMA_VERSION = 2  # raised whenever the same arguments build another backbone
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ class BackboneIdentity:
 
 @dataclass(frozen=True)
 class _Record:
+    """`digest` is of the identity: a digest in it that a failing disk has changed would be believed."""
+
     schema_version: int
     key: str
     identity: BackboneIdentity
+    digest: str
 
 
 def identity_of(backbone: Backbone, proof: FrozenProof) -> BackboneIdentity:
@@ -68,8 +72,8 @@ def identity_of(backbone: Backbone, proof: FrozenProof) -> BackboneIdentity:
 def remember_identity(backbone: Backbone, proof: FrozenProof) -> BackboneIdentity:
     """Writes the identity for `find_identity`; a cache that cannot be written only costs time later."""
     identity = identity_of(backbone, proof)
-    record = _Record(_SCHEMA_VERSION, backbone.key, identity)
     try:
+        record = _Record(_SCHEMA_VERSION, backbone.key, identity, fingerprint(to_dict(identity)))
         write_bytes_atomic(_path(backbone.key), pretty_json(to_dict(record)))
     except (OSError, UnicodeError):  # a path whose name is no UTF-8 has no JSON
         return identity
@@ -81,14 +85,16 @@ def find_identity(
 ) -> BackboneIdentity | None:
     """What `load_backbone` with these arguments would build, or None where that is not known for certain.
 
-    The weights file is hashed now: an identity whose file is gone or holds other bytes is not given.
+    The weights file is hashed now: an identity whose file is gone, holds other bytes, or is not the newest that was
+    downloaded, is not given.
     """
     key = identity_key(name, weights, layer=layer, image_size=image_size)
     try:
         record = from_dict(_Record, read_json(_path(key)), "identity")
-        is_current = record.schema_version == _SCHEMA_VERSION and record.key == key
         identity = record.identity
-        if not is_current or sha256_of_file(Path(identity.weights_path)) != identity.weights_sha256:
+        found = record.schema_version, record.key, record.digest
+        is_current = found == (_SCHEMA_VERSION, key, fingerprint(to_dict(identity)))
+        if not is_current or not _is_in_place(Path(identity.weights_path), identity.weights_sha256):
             return None
     except (DataError, ConfigError, OSError, ValueError):
         return None
@@ -97,11 +103,20 @@ def find_identity(
 
 def identity_key(name: str, weights: Path | None, *, layer: str, image_size: int | None) -> str:
     """All that the building of a backbone depends on, but for the bytes of the weights file."""
+    libraries = ("torch", "timm", "torchvision", f"{name}{_PACKAGE}")
     return fingerprint({
         "name": name, "layer": layer, "image_size": image_size,
         "weights": "published" if weights is None else os.fsencode(weights.absolute()).hex(),
-        "code": {library: installed_version(library) for library in ("torch", "timm", "torchvision")},
+        "code": {library: installed_version(library) for library in libraries},
     })  # fmt: skip
+
+
+def _is_in_place(path: Path, sha256: str) -> bool:
+    if path.parent.parent.name == "snapshots":  # of Hugging Face's cache, which keeps older revisions beside the newest
+        newest = path.parents[2] / "refs" / "main"
+        if newest.is_file() and newest.read_text().strip() != path.parent.name:
+            return False
+    return path.is_file() and sha256_of_file(path) == sha256
 
 
 def _path(key: str) -> Path:

@@ -97,9 +97,14 @@ def check_frozen(backbone: Backbone) -> FrozenProof:
 
     Raises:
         BackboneChangedError: a tensor differs in a single bit; the message names it.
+        WeightsError: the file is gone, or is no longer the one that was loaded.
     """
     network, path = backbone.architecture.network, backbone.weights_path
     on_disk = fit_tensors(backbone.architecture, read_state_dict(path), path).state
+    if sha256_of_file(path) != backbone.weights_sha256:
+        raise WeightsError(
+            f"the weights file {path} was changed while it was in use.", hint="run the command again, with one file"
+        )
     current = network.state_dict()
     for name, tensor in on_disk.items():
         if tensor_bytes(tensor.to(current[name].dtype)) != tensor_bytes(current[name]):

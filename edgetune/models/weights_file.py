@@ -17,6 +17,9 @@ ZIP, SAFETENSORS, PICKLE = "zip", "safetensors", "pickle"
 _HEAD_BYTES = 1 << 14
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
+# Names and shapes of 100,000 tensors, and what training scripts keep beside them. Reading a table takes up to a hundred
+# times its own memory.
+_MAX_TABLE_BYTES = 1 << 24
 _PICKLED = re.compile(rb"\x80[\x02-\x05]")
 _PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|\?xml)", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
@@ -69,6 +72,16 @@ def describe_page(head: bytes) -> str:
 def _quoted(text: str) -> str:
     words = " ".join(text.split())
     return f'"{words[:_QUOTED_CHARACTERS]}{"..." if len(words) > _QUOTED_CHARACTERS else ""}"'
+
+
+def shown_name(name: object) -> str:
+    """A name from a file for a message: one line of 80 characters, each of which can be printed; of what is no string,
+    its type, since its text may have any length.
+    """
+    if not isinstance(name, str):
+        return f"<{type(name).__name__}>"
+    text = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in name[:_QUOTED_CHARACTERS])
+    return text + ("..." if len(name) > _QUOTED_CHARACTERS else "")
 
 
 def _read_head(path: Path) -> bytes:
@@ -132,9 +145,28 @@ def _zip_fault(path: Path, size: int) -> Fault | None:
                     "is a TorchScript archive, which is a program; it was not run",
                     "if you trust it, save its tensors: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
                 )
-            return _checksum_fault(archive)
+            return _size_fault(archive, size) or _checksum_fault(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
         return _cut_short(size, "the table at its end is missing")
+
+
+def _size_fault(archive: zipfile.ZipFile, size: int) -> Fault | None:
+    """What torch.save writes is not compressed: a file that unpacks to far more than itself is a trap."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * size:
+        return Fault(
+            f"is a compressed archive of {size} bytes that would unpack to {unpacked}; torch.save does not compress",
+            "do not open the file with other tools; ask whoever made it for a .safetensors",
+        )
+    table = max(entry.file_size for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+    return _table_fault(table, "pickle") if table > _MAX_TABLE_BYTES else None
+
+
+def _table_fault(size: int, what: str) -> Fault:
+    return Fault(
+        f"has a {what} of {size} bytes beside its tensors, expected at most {_MAX_TABLE_BYTES}",
+        "save the tensors alone: torch.save(model.state_dict(), 'weights.pth')",
+    )
 
 
 def _checksum_fault(archive: zipfile.ZipFile) -> Fault | None:
@@ -147,7 +179,7 @@ def _checksum_fault(archive: zipfile.ZipFile) -> Fault | None:
             right += 1
     if not wrong or not right:
         return None
-    return Fault(f"cannot be read; it is damaged: the checksum of {wrong[0]} in it is wrong")
+    return Fault(f"cannot be read; it is damaged: the checksum of {shown_name(wrong[0])} in it is wrong")
 
 
 def _is_intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
@@ -164,14 +196,16 @@ def _safetensors_fault(path: Path, size: int) -> Fault | None:
     """The format: 8 bytes of length, a JSON header of that length, the tensors' bytes (safetensors, "Format")."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(min(length, _MAX_HEADER_BYTES))
-    whole = 8 + length
-    if len(header) < length:
-        return _cut_short(size, f"its header alone ends at byte {whole}")
+        whole = 8 + length
+        if size < whole:
+            return _cut_short(size, f"its header alone ends at byte {whole}")
+        if length > _MAX_TABLE_BYTES:
+            return _table_fault(length, "header")
+        header = stream.read(length)
     try:
         entries = json.loads(header)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         whole += max((int(end) for end in ends), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError):
         return Fault("cannot be read; it is damaged: its header is no table of tensors")
     return _cut_short(size, f"it should have {whole}") if size < whole else None

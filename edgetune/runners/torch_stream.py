@@ -17,8 +17,8 @@ from edgetune.core.errors import ModelError, first_line
 FP32, BF16, FP16 = "fp32", "bf16", "fp16"
 _DTYPES = {FP32: torch.float32, BF16: torch.bfloat16, FP16: torch.float16}
 
-# Batches that a GPU may lag behind. More would only fill pinned memory with images that wait.
-_IN_FLIGHT = 8
+# Batches that a GPU may lag behind, and the pinned memory that large images among them may fill. More would only wait.
+_IN_FLIGHT, _IN_FLIGHT_BYTES = 8, 512 << 20
 
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -61,9 +61,10 @@ class TorchStream:
     def __enter__(self) -> TorchStream:
         with self._errors():
             module = copy.deepcopy(self._source).eval()
-            self._module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self._device.type == "cuda":
                 self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._module = module
         self._stack.enter_context(_repeatable_cudnn())
         return self
 
@@ -88,7 +89,7 @@ class TorchStream:
 
     def _queue(self, module: torch.nn.Module, host: torch.Tensor, uploads: torch.cuda.Stream) -> Callable[[], Features]:
         """The allocator of pinned memory itself keeps `host` until the upload, which outlives it here, is done."""
-        if len(self._in_flight) == _IN_FLIGHT:
+        while len(self._in_flight) >= max(2, min(_IN_FLIGHT, _IN_FLIGHT_BYTES // host.nbytes)):
             self._in_flight.popleft().synchronize()  # only where the GPU is slower than the decoders
         compute = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(uploads):
@@ -120,7 +121,12 @@ class TorchStream:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # out of memory, or no kernel for this GPU
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"PyTorch failed on {self.name}: {first_line(error)}",
+                hint="free memory of the GPU, choose a smaller --image-size, or --device cpu",
+            ) from error
+        except (RuntimeError, AssertionError) as error:  # no kernel for this GPU, or a PyTorch without CUDA
             raise ModelError(f"PyTorch failed on {self.name}: {first_line(error)}", hint="try --device cpu") from error
 
 

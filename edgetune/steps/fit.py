@@ -183,15 +183,29 @@ class _Fit:
 
 
 def _check_counts(classes: tuple[str, ...], train: FeatureTable) -> None:
+    """Every class must have something left when a part of the training images is held out."""
+    groups: list[set[str]] = [set() for _ in classes]
+    for label, name in zip(train.labels.tolist(), _group_names(train), strict=True):
+        groups[label].add(name)
     for label, name in enumerate(classes):
         count = int((train.labels == label).sum())
         if count < 2:
             raise DataError(f"the class {name!r} has {count} readable training images, expected at least 2.")
+        if len(groups[label]) < 2:
+            raise DataError(
+                f"all {count} training images of the class {name!r} are one group or copies of one image, expected "
+                "at least 2 groups: parts of the training images are held out to choose by."
+            )
+
+
+def _group_names(train: FeatureTable) -> list[str]:
+    """Copies of an image are a group as well."""
+    return [file.group or sha256 for file, sha256 in zip(train.files, train.hashes, strict=True)]
 
 
 def _training_set(train: FeatureTable, classes: int) -> TrainingSet:
     """Images and their views; what belongs to one group, or is one image twice, stays on one side of every split."""
-    names = [file.group or sha256 for file, sha256 in zip(train.files, train.hashes, strict=True)]
+    names = _group_names(train)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     groups = np.array([numbers[name] for name in names], dtype=np.int64)
     rows = np.concatenate([np.arange(len(names)), *[train.view_rows] * len(train.views)])

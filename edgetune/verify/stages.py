@@ -178,7 +178,7 @@ def _open_live(
 
 def _live_tensors(folder: Path, run: Run, pixels: Pixels, extractor: Any) -> tuple[Floats, Floats]:
     """Features of PyTorch's backbone, and the run's head on them."""
-    from edgetune.heads.linear import load_head
+    from edgetune.heads.head import load_head
     from edgetune.models.head import FeatureExtractor
     from edgetune.runners.torch_runner import TorchRunner
 

@@ -70,9 +70,9 @@ class TestHeads:
         ):
             assert (tmp_path / "run" / name).stat().st_size > 100
 
-    @pytest.mark.parametrize("kind", ["svm", "mlp", "adamw"])
-    def test_every_kind_exports_and_passes_parity(self, kind: str, photos: Path, tmp_path: Path) -> None:
-        edgetune("fit", str(photos), "--out", str(tmp_path / "run"), "--head", kind)
+    def test_a_hidden_layer_exports_and_passes_parity(self, photos: Path, tmp_path: Path) -> None:
+        """The other kinds are one layer, as every other test exports."""
+        edgetune("fit", str(photos), "--out", str(tmp_path / "run"), "--head", "mlp")
         words = ("export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"), "--int8", "--target", "cpu-x86")
         data = edgetune(*words)["data"]
         assert [artifact["verdict"] for artifact in data["artifacts"]] == ["PASS", "PASS"]
@@ -91,8 +91,11 @@ class TestHeads:
         with (tmp_path / "run" / "results.csv").open() as stream:
             rows = list(csv.DictReader(stream))
         assert len({float(row["l2"]) for row in rows}) >= 20
-        best = min(rows, key=lambda row: float(row["cv_log_loss"]))
-        assert float(best["l2"]) == pytest.approx(load_run(tmp_path / "run").head.l2, rel=1e-4)
+        lowest = min(float(row["cv_log_loss"]) for row in rows)
+        chosen = next(
+            row for row in rows if float(row["l2"]) == pytest.approx(load_run(tmp_path / "run").head.l2, rel=1e-4)
+        )
+        assert float(chosen["cv_log_loss"]) <= 1.001 * lowest + 1e-6
 
 
 def test_a_warm_fit_imports_no_framework(photos: Path, tmp_path: Path) -> None:
@@ -154,6 +157,12 @@ class TestData:
         assert not sides[0] & sides[1]
         assert sum(map(len, sides)) == 15
 
+    def test_a_class_that_is_one_burst_is_named(self, photos: Path, tmp_path: Path) -> None:
+        shutil.copytree(photos, tmp_path / "photos")
+        words = ("fit", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--group-by", r"^7/|[^/]+$")
+        (error,) = edgetune(*words, expect=1)["errors"]
+        assert "the class '7'" in error["message"] or "for 7" in error["message"]
+
     def test_what_is_wrong_with_the_images_is_said_by_name(self, photos: Path, tmp_path: Path) -> None:
         for split, part in (("train", slice(0, 12)), ("val", slice(12, 18))):
             for name in ("0", "1", "7"):
@@ -186,7 +195,7 @@ class TestBackbone:
     def test_another_image_size(self, photos: Path, tmp_path: Path) -> None:
         edgetune("fit", str(photos), "--out", str(tmp_path / "run"), "--image-size", "96")
         spec = load_run(tmp_path / "run").preprocess
-        assert (spec.crop_size, spec.resize_size) == (96, 110)
+        assert (spec.crop_size, spec.resize_size) == (96, 109)
         exported = edgetune("export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"))
         assert exported["data"]["artifacts"][0]["verdict"] == "PASS"
 
@@ -213,22 +222,28 @@ def test_none_of_these(photos: Path, tmp_path: Path) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize("share", [0.15, 0.5, 0.85])
-    def test_a_killed_fit_resumes_to_the_same_head(self, share: float, photos: Path, tmp_path: Path) -> None:
-        words = ["fit", str(photos), "--resume", "--head", "mlp", "--views", "1"]
+    @pytest.fixture(scope="class")
+    def alone(self, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+        """The head of a fit that nobody disturbs, and the seconds that it takes with an empty cache."""
+        folder = tmp_path_factory.mktemp("alone")
         start = time.perf_counter()
-        edgetune(*words, "--out", str(tmp_path / "alone"), cache=tmp_path / "cache1")
-        length_s = time.perf_counter() - start
-        command = [*_COMMAND, *words, "--out", str(tmp_path / "killed")]
-        environment = {**os.environ, "EDGETUNE_CACHE": str(tmp_path / "cache2")}
-        with subprocess.Popen(command, env=environment) as process:
+        edgetune(*_words_to_resume(photos, folder / "run"), cache=folder / "cache")
+        return (folder / "run" / "head.safetensors").read_bytes(), time.perf_counter() - start
+
+    @pytest.mark.parametrize("share", [0.3, 0.8])
+    def test_a_killed_fit_resumes_to_the_same_head(
+        self, share: float, alone: tuple[bytes, float], photos: Path, tmp_path: Path
+    ) -> None:
+        expected, length_s = alone
+        words = _words_to_resume(photos, tmp_path / "run")
+        environment = {**os.environ, "EDGETUNE_CACHE": str(tmp_path / "cache")}
+        with subprocess.Popen([*_COMMAND, *words], env=environment) as process:
             time.sleep(share * length_s)
             process.send_signal(signal.SIGKILL)
-        resumed = edgetune(*words, "--out", str(tmp_path / "killed"), cache=tmp_path / "cache2")["data"]
-        heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in ("alone", "killed")]
-        assert heads[0] == heads[1]
+        resumed = edgetune(*words, cache=tmp_path / "cache")["data"]
+        assert (tmp_path / "run" / "head.safetensors").read_bytes() == expected
         assert not resumed["was_finished"] or process.returncode == 0
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "cache1", "cache2", "killed"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
 
     def test_a_finished_fit_is_left_as_it_is(self, photos: Path, tmp_path: Path) -> None:
         words = ["fit", str(photos), "--out", str(tmp_path / "run")]
@@ -240,6 +255,10 @@ class TestResume:
         assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == written
         (error,) = edgetune(*words, "--resume", "--seed", "3", expect=1)["errors"]
         assert "seed was 0, is 3" in error["message"]
+
+
+def _words_to_resume(photos: Path, out: Path) -> list[str]:
+    return ["fit", str(photos), "--resume", "--head", "mlp", "--views", "1", "--out", str(out)]
 
 
 def _write_noise(path: Path, seed: int) -> None:

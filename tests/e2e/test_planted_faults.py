@@ -88,7 +88,7 @@ def older_run(run: Path, room: Path) -> Path:
 @pytest.fixture(scope="module")
 def models(healthy: Path, run: Path, older_run: Path) -> dict[str, tuple[str, onnx.ModelProto]]:
     """Every faulty model with the artifact it comes from, by the fault's name."""
-    from edgetune.heads.linear import load_head
+    from edgetune.heads.head import load_head
 
     sources = {name: onnx.load(healthy / name) for name in (FLOAT, X86, TENSORRT)}
     planted = {name: (_kind(name, fault), fault.plant(sources[fault.source])) for name, fault in FAULTS.items()}

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from edgetune.core.tensors import IMAGE_INPUT, LOGITS_OUTPUT
 from edgetune.runners.base import infer_images
 from edgetune.runners.ort_probe import ProviderFinding, probe_providers
 from edgetune.runners.ort_providers import CUDA, TENSORRT_EP, TENSORRT_RTX_EP, EpChoice, EpOptions
 from edgetune.runners.ort_runner import OrtRunner
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.gpu
 
@@ -49,22 +50,22 @@ def _network(seed: int) -> bytes:
         "scale": np.float32(1 / 255),
     }
     nodes = [
-        helper.make_node("Cast", [IMAGE_INPUT], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
-        helper.make_node("Conv", ["scaled", "first"], ["a"], strides=[2, 2]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "second"], ["c"], strides=[2, 2]),
-        helper.make_node("Relu", ["c"], ["d"]),
-        helper.make_node("GlobalAveragePool", ["d"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "head"], [LOGITS_OUTPUT]),
+        onnx.helper.make_node("Cast", [IMAGE_INPUT], ["float"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
+        onnx.helper.make_node("Conv", ["scaled", "first"], ["a"], strides=[2, 2]),
+        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Conv", ["b", "second"], ["c"], strides=[2, 2]),
+        onnx.helper.make_node("Relu", ["c"], ["d"]),
+        onnx.helper.make_node("GlobalAveragePool", ["d"], ["pooled"]),
+        onnx.helper.make_node("Flatten", ["pooled"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "head"], [LOGITS_OUTPUT]),
     ]
-    image = helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
-    logits = helper.make_tensor_value_info(LOGITS_OUTPUT, TensorProto.FLOAT, ["batch", 10])
-    tensors = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "network", [image], [logits], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    image = onnx.helper.make_tensor_value_info(IMAGE_INPUT, onnx.TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+    logits = onnx.helper.make_tensor_value_info(LOGITS_OUTPUT, onnx.TensorProto.FLOAT, ["batch", 10])
+    tensors = [onnx.numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "network", [image], [logits], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 

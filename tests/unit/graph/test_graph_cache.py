@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.core.errors import ModelError
 from edgetune.graph.graph_cache import cached_graph
 
 _FIND = """
@@ -66,3 +67,16 @@ def test_it_is_found_without_pytorch(cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _FIND], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == path.name
+
+
+def test_a_disk_that_refuses_is_named(cache: Path) -> None:
+    (cache / "graphs").touch()
+    with pytest.raises(ModelError, match=r"the exported backbone, 5 bytes, cannot be written to .*graphs") as caught:
+        cached_graph({"backbone": "a"}, lambda: b"graph")
+    assert "EDGETUNE_CACHE" in caught.value.hint
+
+
+def test_a_graph_that_cannot_be_read_is_exported_anew() -> None:
+    path = cached_graph({"backbone": "a"}, lambda: b"graph")
+    path.with_name(f"{path.name.partition('-')[0]}-0.onnx").mkdir()  # found first
+    assert cached_graph({"backbone": "a"}, _never) == path

@@ -51,3 +51,10 @@ def test_tensors_of_modules() -> None:
         ModuleTensor("act", "b.bn1", is_input=False),
         ModuleTensor("sum", "b", is_input=False),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("head", "head"), ("head.hidden", "hidden.0"), ("head.relu", "hidden.1"), ("head.other", "")]
+)
+def test_nodes_of_the_head_are_modules_of_the_classifier(name: str, path: str) -> None:
+    assert module_of(helper.make_node("Relu", ["x"], ["y"], name=name)) == path

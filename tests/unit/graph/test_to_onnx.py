@@ -114,6 +114,12 @@ def test_a_head_of_another_width_is_refused(features_model: onnx.ModelProto) -> 
         add_head(features_model, np.zeros((2, 15), dtype=np.float32), np.zeros(2, dtype=np.float32))
 
 
+def test_a_hidden_layer_of_another_width_is_refused(features_model: onnx.ModelProto) -> None:
+    hidden = np.zeros((4, 15), dtype=np.float32), np.zeros(4, dtype=np.float32)
+    with pytest.raises(ModelError, match="takes 15 features, the backbone gives 16"):
+        add_head(features_model, np.zeros((2, 4), dtype=np.float32), np.zeros(2, dtype=np.float32), hidden)
+
+
 def test_labels_and_preprocessing_are_in_the_file(features_model: onnx.ModelProto, tmp_path: Path) -> None:
     model = add_head(features_model, np.zeros((2, 16), dtype=np.float32), np.zeros(2, dtype=np.float32))
     set_metadata(model, ("ä ant", "bee"), SPEC)

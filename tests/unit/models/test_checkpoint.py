@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from edgetune.core.errors import WeightsError
-from edgetune.models.checkpoint import digest_of_tensors, read_state_dict
+from edgetune.models.checkpoint import digest_of_tensors, read_state_dict, tensor_bytes
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 
@@ -112,6 +113,70 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"holds no state dict, but a mapping with the keys \['epoch', 'lr'\]"):
         read_state_dict(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "pickle"])
+def test_another_pickle_protocol_is_no_damage(tmp_path: Path, protocol: int, is_zip: bool) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(WeightsError, match=f"was saved with pickle protocol {protocol}, expected 2\\.") as caught:
+        read_state_dict(path)
+    assert "torch.save(model.state_dict(), 'weights.pth')" in caught.value.hint
+
+
+def test_what_the_unpickler_says_is_told_without_its_advice(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"\x80\x02" + bytes(100))
+    with pytest.raises(WeightsError, match=r"cut short at 102 bytes or changed: Unsupported operand 0\.$"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (torch.eye(3).to_sparse(), "sparse or nested"),
+        (torch.zeros(3, device="meta"), r"without values \(on the meta device\)"),
+        (torch.zeros(3, dtype=torch.complex64), "complex"),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+def test_tensors_that_are_no_plain_arrays_are_named(tmp_path: Path, tensor: torch.Tensor, what: str) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({**STATE, "b.weight": tensor}, path)
+    with pytest.raises(WeightsError, match=rf"holds the tensor b\.weight, which is {what}\.$"):
+        read_state_dict(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["quantized", "rows", "nested"])
+def test_tensors_that_pytorch_itself_warns_of_are_named_without_a_warning(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "weights.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = {
+            "quantized": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+            "rows": lambda: torch.eye(3).to_sparse_csr(),
+            "nested": lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]),
+        }[kind]()
+        torch.save({**STATE, "b.weight": tensor}, path)
+    with warnings.catch_warnings(record=True) as heard, pytest.raises(WeightsError, match=r"b\.weight, which is "):
+        warnings.simplefilter("always")
+        read_state_dict(path)
+    assert not heard
+
+
+def test_keys_that_are_no_strings_are_no_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    content: dict[Any, torch.Tensor] = {10**500: torch.zeros(1), "a\x1b[31m": torch.zeros(1)}
+    torch.save(content | STATE, path)
+    with pytest.raises(WeightsError, match=r"holds no state dict, but a mapping with the keys \['<int>', 'a.count',"):
+        read_state_dict(path)
+
+
+def test_a_negated_view_has_the_bytes_of_its_values() -> None:
+    tensor = torch.tensor([0.0, 1.0])
+    assert tensor_bytes(torch._neg_view(tensor)) == tensor_bytes(-tensor) != tensor_bytes(tensor)
 
 
 def test_the_digest_sees_values_names_and_negative_zero() -> None:

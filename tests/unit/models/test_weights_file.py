@@ -14,7 +14,7 @@ import torch
 
 from edgetune.core.errors import WeightsError
 from edgetune.models.checkpoint import read_state_dict
-from edgetune.models.weights_file import PICKLE, SAFETENSORS, ZIP, check_weights_file, describe_page
+from edgetune.models.weights_file import PICKLE, SAFETENSORS, ZIP, check_weights_file, describe_page, shown_name
 
 STATE = {"a.weight": torch.arange(60_000.0).reshape(2, 30_000), "a.count": torch.tensor(3)}
 
@@ -211,3 +211,66 @@ def test_a_safetensors_file_with_a_broken_header(tmp_path: Path, header: bytes) 
     path = tmp_path / "weights.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
     assert "damaged: its header is no table of tensors" in _refused(path).message
+
+
+def _zip_of(path: Path, members: dict[str, bytes], *, compressed: bool) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
+
+
+@pytest.mark.parametrize("bomb", ["data.pkl", "data/0"])
+def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(
+    tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.pth"
+    save_zip(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    _zip_of(path, members | {bomb: bytes(50_000_000)}, compressed=True)
+
+    def unpack(*_: object) -> None:
+        raise AssertionError("the bomb went off")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", unpack)
+    error = _refused(path)
+    assert re.search(
+        r"is a compressed archive of \d+ bytes that would unpack to 50\d{6}; torch\.save does not compress",
+        error.message,
+    )
+
+
+def test_a_zip_that_is_hardly_compressed_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    save_zip(path, {"a.weight": torch.randn(2, 30_000)})
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    _zip_of(path, members, compressed=True)
+    assert read_state_dict(path)["a.weight"].shape == (2, 30_000)
+
+
+def test_a_table_that_is_larger_than_any_networks(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    _zip_of(path, {"data.pkl": b"\x80\x02" + b"]" * (1 << 24)}, compressed=False)
+    error = _refused(path)
+    assert "has a pickle of 16777218 bytes beside its tensors, expected at most 16777216" in error.message
+    assert "torch.save(model.state_dict(), 'weights.pth')" in error.hint
+    header = b'{"a":' + b" " * (1 << 24) + b"{}}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert f"has a header of {len(header)} bytes beside its tensors" in _refused(path).message
+    path.write_bytes(len(header).to_bytes(8, "little") + header[:-1])
+    assert f"cut short at {len(header) + 7} bytes: its header alone ends at byte" in _refused(path).message
+
+
+def test_an_offset_beyond_all_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    header = b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1e400]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    assert "damaged: its header is no table of tensors" in _refused(path).message
+
+
+def test_names_are_shown_on_one_line() -> None:
+    assert shown_name("a.größe") == "a.größe"
+    assert shown_name("a\nb\x1b[31m\ud800") == r"a\x0ab\x1b[31m\xd800"
+    assert shown_name("x" * 500) == "x" * 80 + "..."
+    assert shown_name((1,) * 10**6) == "<tuple>"

@@ -27,7 +27,7 @@ from edgetune.core.run import BackboneRecord, FeaturesRecord, HeadRecord, Run, S
 from edgetune.data.image_folder import ImageFile
 from edgetune.graph.compose import add_head, set_metadata, write_model
 from edgetune.graph.to_onnx import export_features
-from edgetune.heads.linear import LinearHead, save_head
+from edgetune.heads.head import Head, save_head
 from edgetune.models.head import FeatureExtractor
 from edgetune.parity.records import StageCheck
 from edgetune.parity.stages import StageTensors, first_failed, normalise
@@ -68,10 +68,10 @@ def _extractor() -> FeatureExtractor:
     ).eval()
 
 
-def _head() -> LinearHead:
+def _head() -> Head:
     random = np.random.default_rng(1)
     weight = random.normal(size=(len(CLASSES), WIDTH)).astype(np.float32) * 6
-    return LinearHead(weight, random.normal(size=len(CLASSES)).astype(np.float32))
+    return Head(weight, random.normal(size=len(CLASSES)).astype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ class _ShardWriter:
         if not np.isfinite(features).all():
             raise ModelError(
                 f"the backbone gave NaN or infinity as features on {self._backbone.name}.",
-                hint="the weights may be damaged; try others with --weights",
+                hint="the weights may be damaged, or overflow this GPU; try --device cpu or other --weights",
             )
         return features
 

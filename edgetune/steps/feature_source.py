@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune.core.config import to_dict
-from edgetune.core.errors import MissingDependencyError, UsageError
+from edgetune.core.errors import MissingDependencyError, UsageError, WeightsError
 from edgetune.core.files import cache_root
 from edgetune.core.fingerprint import fingerprint
 from edgetune.core.preprocess import decoder_version
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgetune.models.weights import Backbone
 
 CPU_BATCH, CUDA_BATCH = 4, 64
+_CUDA_BATCH_SIZE_PX = 224  # larger images come in smaller batches, as memory goes
 _FP32 = "fp32"
 
 
@@ -59,7 +60,14 @@ class BackboneSource:
             from edgetune.models.weights import load_backbone
 
             name, weights, layer, image_size = self._key
-            self._backbone = load_backbone(name, weights, layer=layer, image_size=image_size, progress=self._progress)
+            loaded = load_backbone(name, weights, layer=layer, image_size=image_size, progress=self._progress)
+            if self._known is not None and loaded.tensors_sha256 != self._known.tensors_sha256:
+                # Its graph and features would be kept under the name of what the file was a moment ago.
+                raise WeightsError(
+                    f"the weights file {loaded.weights_path} was changed while it was in use.",
+                    hint="run the command again",
+                )
+            self._backbone = loaded
         return self._backbone
 
     def prove(self) -> BackboneIdentity:
@@ -130,11 +138,14 @@ def _torch_source(backbone: BackboneSource) -> FeatureSource:
     from edgetune.runners.torch_runner import torch_version
     from edgetune.runners.torch_stream import TorchStream, feature_precision
 
+    crop_size = backbone.identity.preprocess.crop_size
+    batch = max(1, min(CUDA_BATCH, CUDA_BATCH * _CUDA_BATCH_SIZE_PX**2 // crop_size**2))
+
     def open_torch() -> TorchStream:
         extractor = FeatureExtractor(backbone.load().module, backbone.identity.preprocess)
         return TorchStream(extractor, device="cuda")
 
-    return FeatureSource(f"torch {torch_version()} cuda", feature_precision("cuda"), CUDA_BATCH, open_torch)
+    return FeatureSource(f"torch {torch_version()} cuda", feature_precision("cuda"), batch, open_torch)
 
 
 def feature_cache(

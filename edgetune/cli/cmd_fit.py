@@ -12,7 +12,10 @@ import click
 from edgetune.cli.options import FOLDER, PATH, Share, force_option, json_option
 from edgetune.cli.render import Outcome, progress_bars, show
 from edgetune.core.config import to_dict
+from edgetune.core.errors import Interrupted
 from edgetune.core.head_recipe import CLASS_WEIGHTS, HEAD_KINDS
+from edgetune.data.wording import shown
+from edgetune.heads.report_words import counted
 
 if TYPE_CHECKING:
     from edgetune.core.run import Run
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from edgetune.steps.fit import FitResult
 
 _MAX_LISTED = 20
+# A layer of 65,536 on 2,048 features takes some 3 GB with what AdamW keeps of it.
+_MOST, _MOST_HIDDEN = 1_000_000, 1 << 14
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,12 +79,12 @@ def _training_options(command: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--epochs", type=click.IntRange(1), help="mlp (at most), sgd, adamw: passes over the features."
+                "--epochs", type=click.IntRange(1, _MOST), help="mlp (at most), sgd, adamw: passes over the features."
             ),
             click.option("--learning-rate", type=click.FloatRange(0.0, min_open=True), help="mlp, sgd, adamw."),
-            click.option("--batch-size", type=click.IntRange(1), help="mlp, sgd, adamw."),
+            click.option("--batch-size", type=click.IntRange(1, _MOST), help="mlp, sgd, adamw."),
             click.option("--weight-decay", type=click.FloatRange(0.0), help="mlp, sgd, adamw."),
-            click.option("--hidden", type=click.IntRange(1), help="mlp: the hidden layer's width."),
+            click.option("--hidden", type=click.IntRange(1, _MOST_HIDDEN), help="mlp: the hidden layer's width."),
             click.option("--dropout", type=click.FloatRange(0.0, 1.0, max_open=True), help="mlp."),
         )
     ):
@@ -138,7 +143,12 @@ def command(data: Path, out: Path, as_json: bool, **chosen: Any) -> None:
         "dropout",
     )
     head = {name: value for name in names if (value := chosen.pop(name)) is not None}
-    result = fit(data, out, FitOptions(head=HeadOptions(**head), **chosen), progress=progress_bars())
+    try:
+        result = fit(data, out, FitOptions(head=HeadOptions(**head), **chosen), progress=progress_bars())
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; nothing was left half written.", hint="the same command goes on with the features computed so far"
+        ) from None
     show(_outcome(result), as_json=as_json)
 
 
@@ -166,9 +176,9 @@ def _lines(result: FitResult) -> list[str]:
     lines = [f"validation {_accuracy(metrics)} of {len(run.classes)} classes"]
     if result.test_metrics is not None:
         lines.append(f"test {_accuracy(result.test_metrics)}")
-    views = f" and {run.features.views} views of each" if run.features.views else ""
+    views = f" and {counted(run.features.views, 'view')} of each" if run.features.views else ""
     lines += [
-        f"head: {_head_words(run)} on {len(run.split.train)} training images{views}",
+        f"head: {_head_words(run)} on {counted(len(run.split.train), 'training image')}{views}",
         f"backbone: {run.backbone.name}, {run.backbone.unchanged_tensors} tensors bit-identical to the weights file",
         f"features: {run.features.computed} by {run.features.runner}, {run.features.from_cache} from the cache",
     ]
@@ -183,7 +193,7 @@ def _accuracy(metrics: Metrics) -> str:
     low, high = metrics.top1_accuracy_ci95
     return (
         f"accuracy {metrics.top1_accuracy:.2%} (95 % interval {low:.1%} to {high:.1%}), calibration error "
-        f"{metrics.expected_calibration_error:.3f}, on {metrics.images} images"
+        f"{metrics.expected_calibration_error:.3f}, on {counted(metrics.images, 'image')}"
     )
 
 
@@ -191,14 +201,14 @@ def _head_words(run: Run) -> str:
     head = run.head
     if head.training is None:
         return f"{head.kind}, L2 {head.l2:g} by {head.folds}-fold cross-validation, temperature {head.temperature:.2f}"
-    return f"{head.kind}, {head.training.epochs} epochs, temperature {head.temperature:.2f}"
+    return f"{head.kind}, {counted(head.training.epochs, 'epoch')}, temperature {head.temperature:.2f}"
 
 
 def _messages(run: Run, path: Path) -> list[str]:
     findings = [f"note: {finding.message}" for finding in run.split.findings]
     skipped = run.split.skipped
     messages = _cut(findings, path) + ([f"skipped {len(skipped)} file(s):"] if skipped else [])
-    return messages + _cut([f"  {file.path}: {file.reason}" for file in skipped], path)
+    return messages + _cut([f"  {shown(f'{file.path}: {file.reason}')}" for file in skipped], path)
 
 
 def _cut(lines: list[str], path: Path) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgetune.core.errors import DataError
-from edgetune.data.findings import shown
 from edgetune.data.image_folder import VAL_NAMES, ImageFile, Listing, SkippedFile, check_class_count, reason_to_skip
+from edgetune.data.wording import shown, some_names
 
 _FILE_COLUMNS = ("file", "path", "image", "filename")
 _LABEL_COLUMNS = ("label", "class")
@@ -54,8 +54,7 @@ def read_csv(path: Path) -> Listing:
     if not train_labels:
         raise DataError(f"{path} lists no training images.", hint="the column split says train, val or test")
     if unknown:
-        names = ", ".join(map(shown, unknown))
-        raise DataError(f"{path} has labels in val or test that the training rows lack: {names}.")
+        raise DataError(f"{path} has labels in val or test that the training rows lack: {some_names(unknown)}.")
     classes = tuple(sorted(train_labels))
     check_class_count(path, classes)
     return _listed(path, rows, classes)
@@ -67,13 +66,14 @@ def _listed(path: Path, rows: list[_Row], classes: tuple[str, ...]) -> Listing:
     skipped = []
     for row in sorted(rows, key=lambda row: row.file):
         file = root / row.file
-        reason = reason_to_skip(file) or ("" if _is_file(file) else "does not exist, or is not a file")
+        reason = reason_to_skip(file) or ("" if _is_file(file) else "it does not exist, or is not a file")
         if reason:
             skipped.append(SkippedFile(file, reason))
         else:
             images[row.split].append(ImageFile(file, labels[row.label]))
     filled = {image.label for image in images["train"]}
-    lost = [f"training images of {shown(name)}" for label, name in enumerate(classes) if label not in filled]
+    empty = [name for label, name in enumerate(classes) if label not in filled]
+    lost = [f"training images of {some_names(empty)}"] if empty else []
     lost += [f"{split} images" for split in sorted(images) if not images[split] and split != "train"]
     if lost:
         raise _nothing_left(path, lost, skipped[0])
@@ -90,7 +90,7 @@ def _is_file(path: Path) -> bool:
 
 def _nothing_left(path: Path, lost: list[str], first: SkippedFile) -> DataError:
     return DataError(
-        f"{path}: no {', no '.join(lost)} are left; of {shown(first.path.name)}, for one, {first.reason}.",
+        f"{path}: no {', no '.join(lost)} are left; of {shown(first.path.name)}, for one: {first.reason}.",
         hint=f"paths are relative to the CSV's folder {path.parent}, with / between folders",
     )
 

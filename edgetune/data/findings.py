@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,12 @@ from pathlib import Path
 from edgetune.core.files import printable
 from edgetune.core.run import Finding
 from edgetune.data.image_folder import ImageFile, ImageFolder
+from edgetune.data.wording import MAX_LISTED, shown, some_names
 
 MISSING_CLASS, IMBALANCE, SHARED_GROUP, NO_GROUP = "missing-class", "imbalance", "shared-group", "no-group"
-# More than anyone reads one by one.
-MAX_LISTED = 20
+ALIKE_CLASSES = "alike-classes"
 
 _IMBALANCE_RATIO = 10
-
-
-def shown(name: str) -> str:
-    """A name as it can stand in a sentence: quoted and escaped where it holds a line break or the like."""
-    return name if name.isprintable() else repr(name)
 
 
 def first_findings(findings: Sequence[Finding], things: str) -> tuple[Finding, ...]:
@@ -32,22 +28,40 @@ def first_findings(findings: Sequence[Finding], things: str) -> tuple[Finding, .
 
 
 def findings_of(folder: ImageFolder) -> tuple[Finding, ...]:
-    return (*_missing_classes(folder), *_imbalance(folder), *_shared_groups(folder))
+    """Of the images as they are listed, or of those of them that could be read."""
+    return (
+        *_alike_classes(folder.classes),
+        *_missing_classes(folder),
+        *_imbalance(folder),
+        *_shared_groups(folder),
+    )
 
 
 def relative_name(folder: ImageFolder, path: Path) -> str:
     return printable(path.relative_to(folder.root).as_posix())
 
 
+def _alike_classes(classes: Sequence[str]) -> tuple[Finding, ...]:
+    """Names that a person, or another file system, would take for one."""
+    first: dict[str, str] = {}
+    findings = []
+    for name in classes:
+        known = first.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
+        if known != name:
+            pair = f"the classes {known!r} and {name!r} are two"
+            text = f"{pair}; their names differ in case, spaces or the code of an accent alone."
+            findings.append(Finding(ALIKE_CLASSES, text))
+    return first_findings(findings, "classes with such names")
+
+
 def _missing_classes(folder: ImageFolder) -> list[Finding]:
     findings = []
     for split, images in (("val", folder.val), ("test", folder.test)):
         present = {image.label for image in images}
-        lacking = [shown(name) for label, name in enumerate(folder.classes) if label not in present]
+        lacking = [name for label, name in enumerate(folder.classes) if label not in present]
         if images and lacking:
-            named = ", ".join(lacking[:MAX_LISTED]) + (", ..." if len(lacking) > MAX_LISTED else "")
             text = f"{split} has no images of {len(lacking)} of {len(folder.classes)} classes, which are not judged: "
-            findings.append(Finding(MISSING_CLASS, f"{text}{named}."))
+            findings.append(Finding(MISSING_CLASS, f"{text}{some_names(lacking)}."))
     return findings
 
 
@@ -57,7 +71,9 @@ def _imbalance(folder: ImageFolder) -> list[Finding]:
     if counts[most] <= _IMBALANCE_RATIO * counts[least]:
         return []
     large, small = (f"{shown(folder.classes[label])} has {counts[label]:,}" for label in (most, least))
-    text = f"the classes differ in size: {large} training images, {small}; --class-weights balanced makes up for it."
+    text = (
+        f"the classes differ in size: {large} training images, {small}; with --class-weights balanced they count alike."
+    )
     return [Finding(IMBALANCE, text)]
 
 

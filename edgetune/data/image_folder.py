@@ -10,6 +10,7 @@ from edgetune.core.errors import DataError
 from edgetune.core.files import printable
 from edgetune.core.preprocess import IMAGE_SUFFIXES
 from edgetune.core.run import Finding
+from edgetune.data.wording import shown, some_names
 
 VAL_NAMES = ("val", "valid", "validation")
 LAYOUT = (
@@ -88,8 +89,8 @@ def scan_labelled(root: Path, classes: tuple[str, ...]) -> tuple[tuple[ImageFile
     unknown = [name for name in class_names(root) if name not in classes]
     if unknown:
         raise DataError(
-            f"{root} has class folders that the training classes lack: {', '.join(map(printable, unknown))}.",
-            hint=f"the classes are: {', '.join(classes)}",
+            f"{root} has class folders that the training classes lack: {some_names(unknown)}.",
+            hint=f"the classes are: {some_names(classes)}",
         )
     images, skipped = _scan_files(root, classes)
     if not images:
@@ -109,9 +110,11 @@ def scan_classes(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...], tu
     check_class_count(root, classes)
     images, skipped = _scan_files(root, classes)
     filled = {image.label for image in images}
-    empty = [printable(name) for label, name in enumerate(classes) if label not in filled]
+    empty = [name for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise DataError(f"{root}: no images in the class folders {', '.join(empty)}.", hint=LAYOUT)
+        reasons = [file.reason for file in skipped if file.path.is_relative_to(root / empty[0])]
+        why = f"; of {shown(empty[0])}: {reasons[0]}" if reasons else ""
+        raise DataError(f"{root}: no images in the class folders {some_names(empty)}{why}.", hint=LAYOUT)
     return classes, images, (*_outside_classes(root), *skipped)
 
 
@@ -125,9 +128,9 @@ def reason_to_skip(path: Path) -> str:
     """Why the file cannot be an image, by its name alone; empty where it can."""
     if printable(str(path)) != str(path):
         return "its name is not valid UTF-8"
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"{path.suffix or 'no suffix'} is not a supported image type"
-    return ""
+    if not path.suffix:
+        return "its name does not end in an image type such as .jpg"
+    return "" if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.suffix} is not a supported image type"
 
 
 def _outside_classes(root: Path) -> list[SkippedFile]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetune.core.errors import DataError
 from edgetune.core.files import sha256_of_bytes, sha256_of_file
 from edgetune.core.run import Finding
 from edgetune.data.csv_file import read_csv
-from edgetune.data.findings import findings_of, shown
 from edgetune.data.groups import with_groups
 from edgetune.data.image_folder import (
     LAYOUT,
@@ -23,6 +23,17 @@ from edgetune.data.image_folder import (
     scan_labelled,
 )
 from edgetune.data.splits import is_validation
+from edgetune.data.wording import shown, some_names
+
+
+@dataclass
+class _Sides:
+    """The images of train, those of val, those that cannot be read, and what decided: digests of content or groups."""
+
+    train: list[ImageFile] = field(default_factory=list)
+    val: list[ImageFile] = field(default_factory=list)
+    unread: list[SkippedFile] = field(default_factory=list)
+    digests: set[str] = field(default_factory=set)
 
 
 def scan_images(source: Path, *, group_by: str = "") -> ImageFolder:
@@ -41,8 +52,7 @@ def scan_images(source: Path, *, group_by: str = "") -> ImageFolder:
     findings: list[Finding] = []
     if group_by:
         listing, findings = _with_groups(listing, group_by)
-    folder = _split(listing, source)
-    return dataclasses.replace(folder, findings=(*findings, *findings_of(folder)))
+    return dataclasses.replace(_split(listing, source), findings=tuple(findings))
 
 
 def _list_folder(root: Path) -> Listing:
@@ -82,28 +92,24 @@ def _with_groups(listing: Listing, group_by: str) -> tuple[Listing, list[Finding
 
 
 def _split(listing: Listing, source: Path) -> ImageFolder:
-    train, val, skipped = listing.train, listing.val, listing.skipped
-    if val is None:
-        train, val, unread = _set_aside(listing.train)
-        skipped += unread
-        _check_sides(listing, source, train, val)
-    return ImageFolder(listing.root, listing.classes, train, val, skipped, listing.test)
+    if listing.val is not None:
+        return ImageFolder(listing.root, listing.classes, listing.train, listing.val, listing.skipped, listing.test)
+    sides = _set_aside(listing.train)
+    _check_sides(listing.classes, source, sides)
+    skipped = (*listing.skipped, *sides.unread)
+    return ImageFolder(listing.root, listing.classes, tuple(sides.train), tuple(sides.val), skipped, listing.test)
 
 
-def _set_aside(
-    images: tuple[ImageFile, ...],
-) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...], tuple[SkippedFile, ...]]:
-    """The images of train, those of val, and those that cannot be read."""
-    train: list[ImageFile] = []
-    val: list[ImageFile] = []
-    unread: list[SkippedFile] = []
+def _set_aside(images: tuple[ImageFile, ...]) -> _Sides:
+    sides = _Sides()
     for image in images:
         digest, problem = _digest(image)
         if problem:
-            unread.append(SkippedFile(image.path, problem))
+            sides.unread.append(SkippedFile(image.path, problem))
         else:
-            (val if is_validation(digest) else train).append(image)
-    return tuple(train), tuple(val), tuple(unread)
+            sides.digests.add(digest)
+            (sides.val if is_validation(digest) else sides.train).append(image)
+    return sides
 
 
 def _digest(image: ImageFile) -> tuple[str, str]:
@@ -114,15 +120,22 @@ def _digest(image: ImageFile) -> tuple[str, str]:
         return "", f"cannot be read: {error.strerror}"
 
 
-def _check_sides(listing: Listing, source: Path, train: tuple[ImageFile, ...], val: tuple[ImageFile, ...]) -> None:
-    present = {image.label for image in train}
-    lacking = [shown(name) for label, name in enumerate(listing.classes) if label not in present]
-    if val and not lacking:
+def _check_sides(classes: tuple[str, ...], source: Path, sides: _Sides) -> None:
+    present = {image.label for image in sides.train}
+    lacking = [name for label, name in enumerate(classes) if label not in present]
+    if sides.val and not lacking:
         return
-    groups = {image.group for image in listing.train} - {""}
-    things = f"groups ({len(groups)})" if groups else f"images ({len(listing.train)})"
-    lost = f": no training image is left for {', '.join(lacking)}." if lacking else "."
+    if sides.unread:
+        first = sides.unread[0]
+        raise DataError(
+            f"{source}: {len(sides.unread)} files cannot be read, and the others are too few to set a fifth aside for "
+            f"validation; the first is {shown(first.path.name)}: {first.reason}.",
+            hint="look at those files; images may be missing besides",
+        )
+    is_grouped = any(image.group for image in (*sides.train, *sides.val))
+    lost = f": no training image is left of {some_names(lacking)}." if lacking else "."
     raise DataError(
-        f"{source} has too few {things} to set a fifth aside for validation{lost}",
+        f"{source} has too few {'groups' if is_grouped else 'different images'} ({len(sides.digests)}) to set a fifth "
+        f"aside for validation{lost}",
         hint="add images, or say what is for validation: with train/ and val/ folders, or a CSV's column split",
     )

@@ -88,7 +88,7 @@ class FeatureCache:
         except OSError as error:
             raise DataError(
                 f"the feature cache {self._folder} cannot take {len(data)} more bytes: {error.strerror or error}.",
-                hint="make room or set EDGETUNE_CACHE to another folder; what was cached before is kept",
+                hint="make room, or set EDGETUNE_CACHE to a folder that takes them; what was cached before is kept",
             ) from error
         self._add_shards([path])
 

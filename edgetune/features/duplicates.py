@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.run import Finding
-from edgetune.data.findings import first_findings, shown
+from edgetune.data.findings import first_findings
+from edgetune.data.wording import shown
 
 DUPLICATE, LABEL_CONFLICT, NEAR_DUPLICATE = "duplicate", "label-conflict", "near-duplicate"
 

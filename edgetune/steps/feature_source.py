@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from edgetune.models.weights import Backbone
 
 CPU_BATCH, CUDA_BATCH = 4, 64
-_CUDA_BATCH_SIZE_PX = 224  # larger images come in smaller batches, as memory goes
+# Larger images come in smaller batches, as memory goes.
+_CPU_BATCH_SIZE_PX, _CUDA_BATCH_SIZE_PX = 512, 224
 _FP32 = "fp32"
 
 
@@ -130,7 +131,13 @@ def feature_source(backbone: BackboneSource, device: str) -> FeatureSource:
         # The pass over the images calls it from a thread a CPU.
         return OrtRunner(features_model_path(backbone.identity, backbone.load), threads=1)
 
-    return FeatureSource(f"onnxruntime {version} CPU", _FP32, CPU_BATCH, open_ort)
+    batch = _batch(CPU_BATCH, _CPU_BATCH_SIZE_PX, backbone.identity)
+    return FeatureSource(f"onnxruntime {version} CPU", _FP32, batch, open_ort)
+
+
+def _batch(most: int, size_px: int, identity: BackboneIdentity) -> int:
+    """`most` images of up to `size_px` pixels a side, and of larger ones as many as have that many pixels in all."""
+    return max(1, min(most, most * size_px**2 // identity.preprocess.crop_size**2))
 
 
 def _torch_source(backbone: BackboneSource) -> FeatureSource:
@@ -138,8 +145,7 @@ def _torch_source(backbone: BackboneSource) -> FeatureSource:
     from edgetune.runners.torch_runner import torch_version
     from edgetune.runners.torch_stream import TorchStream, feature_precision
 
-    crop_size = backbone.identity.preprocess.crop_size
-    batch = max(1, min(CUDA_BATCH, CUDA_BATCH * _CUDA_BATCH_SIZE_PX**2 // crop_size**2))
+    batch = _batch(CUDA_BATCH, _CUDA_BATCH_SIZE_PX, backbone.identity)
 
     def open_torch() -> TorchStream:
         extractor = FeatureExtractor(backbone.load().module, backbone.identity.preprocess)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetune.core.config import from_dict, to_dict
-from edgetune.core.errors import DataError, UsageError
-from edgetune.core.files import check_output, output_folder, read_json, sha256_of_file
+from edgetune.core.errors import ConfigError, DataError, RunError, UsageError
+from edgetune.core.files import cache_root, check_output, output_folder, read_json, sha256_of_file
 from edgetune.core.progress import Progress, no_progress
 from edgetune.core.run import HEAD_NAME, METRICS_NAME, RUN_NAME, Run, write_run
 from edgetune.data.image_folder import ImageFolder
@@ -34,6 +35,7 @@ from edgetune.steps.feature_source import (
     feature_cache,
     feature_source,
 )
+from edgetune.steps.fit_checks import check_listed, check_readable, check_words, split_part
 from edgetune.steps.fit_findings import gather_findings
 from edgetune.steps.fit_journal import finished_run, journal
 from edgetune.steps.fit_record import Parts, record_run
@@ -90,26 +92,44 @@ def fit(data: Path, out: Path, options: FitOptions, *, progress: Progress = no_p
         BackboneChangedError: a bit of the backbone changed, which a fit must never do.
     """
     resolved = _resolved(data, options)
+    check_words({**resolved, "out": str(out), "EDGETUNE_CACHE": str(cache_root())})
     if options.resume:
         run = finished_run(out, resolved)
         if run is not None:
             return _finished(out, run)
     check_output(out, RUN_NAME, force=options.force)
-    if out.resolve().is_relative_to(data.resolve()):
-        raise UsageError(f"--out {out} lies inside the images' folder {data}, where it would become a class.")
+    _check_places(data, out, options.weights)
     check_options(options.head)
     with journal(out, resolved):
         return _Fit(data, out, options, progress).run(resolved)
 
 
 def _resolved(data: Path, options: FitOptions) -> dict[str, Any]:
-    plain = {"data": data.absolute(), **to_dict(options)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+    """The options as `run.json` keeps them. Paths are whole: from another folder they mean the same files."""
+    plain = {"data": data, **to_dict(options)}
+    return {name: os.path.realpath(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+def _check_places(data: Path, out: Path, weights: Path | None) -> None:
+    """Raises `UsageError` where the output would become an input, or take the place of one."""
+    run, images = Path(os.path.realpath(out)), Path(os.path.realpath(data))
+    if run.is_relative_to(images):
+        raise UsageError(f"--out {out} lies inside the images' folder {data}, where it would become a class.")
+    inputs = [data] if weights is None else [data, weights]
+    held = [path for path in inputs if path.exists() and Path(os.path.realpath(path)).is_relative_to(run)]
+    if held:
+        raise UsageError(
+            f"--out {out} holds {held[0]}, which the fit reads and which would be lost.", hint="choose another --out"
+        )
 
 
 def _finished(out: Path, run: Run) -> FitResult:
     def metrics(name: str) -> Metrics:
-        return from_dict(Metrics, read_json(out / name), str(out / name))
+        try:
+            return from_dict(Metrics, read_json(out / name), str(out / name))
+        except (DataError, ConfigError) as error:
+            hint = "fit again with --force and without --resume"
+            raise RunError(f"the run's figures are damaged: {error}", hint=hint) from error
 
     test = metrics(TEST_METRICS_NAME) if run.split.test else None
     return FitResult(out, run, metrics(METRICS_NAME), test, was_finished=True)
@@ -129,13 +149,14 @@ class _Fit:
     def run(self, resolved: dict[str, Any]) -> FitResult:
         options = self._options
         folder = scan_images(self._data, group_by=options.group_by)
+        check_listed(folder)
         device = choose_device(options.device)
         backbone = BackboneSource(options.model, options.weights, options.layer, options.image_size, self._progress)
         source = feature_source(backbone, device)
         self._lap("scan")
         tables = self._extract(folder, backbone.identity, source)
         self._lap("features")
-        _check_counts(folder.classes, tables.train)
+        check_readable(folder, tables.train)
         fitted = self._fit_head(folder, tables.train, device)
         self._lap("head")
         findings = gather_findings(folder, (tables.train, tables.val, tables.test), backbone.notes)
@@ -154,8 +175,8 @@ class _Fit:
         # One pass over all splits, so that one session and one decoding pool serve them.
         files = (*folder.train, *folder.val, *folder.test)
         table = extract_features(files, plan, source.open, progress=self._progress)
-        test = table.part(folder.test) if folder.test else None
-        return _Tables(table.part(folder.train), table.part(folder.val), test)
+        test = split_part(table, "test", folder.test) if folder.test else None
+        return _Tables(split_part(table, "training", folder.train), split_part(table, "val", folder.val), test)
 
     def _fit_head(self, folder: ImageFolder, train: FeatureTable, device: str) -> HeadFit:
         options = dataclasses.replace(self._options.head, seed=self._options.seed, device=device)
@@ -180,22 +201,6 @@ class _Fit:
         now = time.perf_counter()
         self._seconds[stage] = now - self._started
         self._started = now
-
-
-def _check_counts(classes: tuple[str, ...], train: FeatureTable) -> None:
-    """Every class must have something left when a part of the training images is held out."""
-    groups: list[set[str]] = [set() for _ in classes]
-    for label, name in zip(train.labels.tolist(), _group_names(train), strict=True):
-        groups[label].add(name)
-    for label, name in enumerate(classes):
-        count = int((train.labels == label).sum())
-        if count < 2:
-            raise DataError(f"the class {name!r} has {count} readable training images, expected at least 2.")
-        if len(groups[label]) < 2:
-            raise DataError(
-                f"all {count} training images of the class {name!r} are one group or copies of one image, expected "
-                "at least 2 groups: parts of the training images are held out to choose by."
-            )
 
 
 def _group_names(train: FeatureTable) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune.core.files import printable
 from edgetune.core.run import Finding
+from edgetune.data.findings import findings_of
 from edgetune.data.image_folder import ImageFolder
 from edgetune.features.duplicates import SplitImages, find_duplicates
 from edgetune.features.extract import FeatureTable
@@ -24,8 +26,15 @@ def gather_findings(
     return (
         *(Finding("weights", note) for note in notes),
         *folder.findings,
+        *findings_of(_readable(folder, tables)),
         *find_duplicates(splits, folder.classes),
     )
+
+
+def _readable(folder: ImageFolder, tables: Sequence[FeatureTable | None]) -> ImageFolder:
+    """What is left of the folder: a class is not judged where none of its images could be read."""
+    train, val, test = (() if table is None else table.files for table in tables)
+    return dataclasses.replace(folder, train=train, val=val, test=test)
 
 
 def relative_name(folder: ImageFolder, path: Path) -> str:

@@ -27,12 +27,14 @@ def recorded(options: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def journal(out: Path, options: dict[str, Any]) -> Iterator[None]:
     """Keeps the options beside `out` while a fit runs. An error that the fit itself reports, or its success, removes
-    them: only a process that was killed leaves them.
+    them: only a process that was killed leaves them. After an error the folders above `out` are gone again as well,
+    where there were none before.
 
     Raises:
         EdgetuneError: the folder around `out` cannot be written.
     """
     path = _path(out)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         write_bytes_atomic(path, pretty_json({"options": recorded(options)}))
     except OSError as error:
@@ -41,6 +43,9 @@ def journal(out: Path, options: dict[str, Any]) -> Iterator[None]:
         yield
     except Exception:
         path.unlink(missing_ok=True)
+        for folder in made:  # deepest first, and only those that are empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
     path.unlink(missing_ok=True)
 

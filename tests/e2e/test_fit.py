@@ -22,6 +22,7 @@ pytestmark = pytest.mark.e2e
 pytest.importorskip("torch")
 
 _COMMAND = [sys.executable, "-m", "edgetune.cli.main"]
+_MAIN = "from edgetune.cli.main import main; main()"
 # What the command line is, with every import of a framework refused.
 _WITHOUT_FRAMEWORKS = """
 import sys
@@ -256,9 +257,100 @@ class TestResume:
         (error,) = edgetune(*words, "--resume", "--seed", "3", expect=1)["errors"]
         assert "seed was 0, is 3" in error["message"]
 
+    def test_paths_mean_the_same_files_from_another_folder(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        edgetune("fit", str(photos), "--out", str(tmp_path / "run"))
+        monkeypatch.chdir(photos)
+        again = edgetune("fit", ".", "--out", str(tmp_path / "run"), "--resume")["data"]
+        assert again["was_finished"]
+
+    @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    def test_an_older_run_outlives_a_fit_that_is_stopped_while_it_writes(
+        self, sent: signal.Signals, photos: Path, tmp_path: Path
+    ) -> None:
+        words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--force"]
+        edgetune(*words, "--head", "svm")
+        older = load_run(tmp_path / "run")
+        with subprocess.Popen([*_COMMAND, *words], stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not list(tmp_path.glob(".run.*.partial")):
+                time.sleep(0.001)
+            process.send_signal(sent)
+        assert process.returncode != 0
+        assert load_run(tmp_path / "run") == older
+        edgetune(*words)
+        assert load_run(tmp_path / "run").head.kind == "linear"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+    def test_two_fits_into_one_place_leave_one_whole_run(self, photos: Path, tmp_path: Path) -> None:
+        command = [*_COMMAND, "fit", str(photos), "--out", str(tmp_path / "run"), "--force"]
+        heads = {"linear", "svm"}
+        processes = [subprocess.Popen([*command, "--head", head], stderr=subprocess.PIPE, text=True) for head in heads]
+        for process in processes:
+            _, errors = process.communicate(timeout=600)
+            assert "Traceback" not in errors
+        assert load_run(tmp_path / "run").head.kind in heads
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
 
 def _words_to_resume(photos: Path, out: Path) -> list[str]:
     return ["fit", str(photos), "--resume", "--head", "mlp", "--views", "1", "--out", str(out)]
+
+
+class TestTheSameHead:
+    """However it is computed: bit for bit."""
+
+    def test_from_damaged_cache_files(self, photos: Path, tmp_path: Path) -> None:
+        words = ("fit", str(photos), "--views", "1", "--force", "--out")
+        edgetune(*words, str(tmp_path / "first"), cache=tmp_path / "cache")
+        for path in sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file()):
+            damaged = bytearray(path.read_bytes())
+            damaged[len(damaged) // 2] ^= 1
+            path.write_bytes(damaged)
+        edgetune(*words, str(tmp_path / "second"), cache=tmp_path / "cache")
+        heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in ("first", "second")]
+        assert heads[0] == heads[1]
+
+    def test_on_one_cpu(self, photos: Path, tmp_path: Path) -> None:
+        script = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{_MAIN}"
+        environment = {"EDGETUNE_CACHE": str(tmp_path / "cache")}
+        for kind, epochs in (("linear", ()), ("sgd", ("--epochs", "3"))):
+            words = ["fit", str(photos), "--head", kind, *epochs, "--views", "1", "--json", "--out"]
+            _run([*_COMMAND, *words, str(tmp_path / f"{kind} all")], environment=environment)
+            shutil.rmtree(tmp_path / "cache" / "features")
+            _run([sys.executable, "-c", script, *words, str(tmp_path / f"{kind} one")], environment=environment)
+            heads = [(tmp_path / f"{kind} {cpus}" / "head.safetensors").read_bytes() for cpus in ("all", "one")]
+            assert heads[0] == heads[1]
+
+
+class TestRefused:
+    """In one sentence, before any work is done, and without a trace."""
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (("--group-by", f"({'|'.join(20 * '.')})+!"), "finds no end in"),
+            (("--group-by", os.fsdecode(b"\xff")), "is not valid UTF-8"),
+            (("--weights", os.fsdecode(b"\xff.pth")), "is not valid UTF-8"),
+            (("--head", "mlp", "--hidden", "1000000"), "is not in the range"),
+            (("--image-size", "4096"), "expected at most 4096"),
+        ],
+        ids=["endless expression", "expression", "weights", "hidden", "image size"],
+    )
+    def test_an_option(self, words: tuple[str, ...], told: str, photos: Path, tmp_path: Path) -> None:
+        (error,) = edgetune("fit", str(photos), "--out", str(tmp_path / "runs" / "a"), *words, expect=2)["errors"]
+        assert told in error["message"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_class_of_one_image_before_the_others_are_opened(self, photos: Path, tmp_path: Path) -> None:
+        for split in ("train", "val"):
+            shutil.copytree(photos, tmp_path / "images" / split)
+        for path in sorted((tmp_path / "images" / "train" / "7").iterdir())[1:]:
+            path.unlink()
+        words = ("fit", str(tmp_path / "images"), "--out", str(tmp_path / "runs" / "a"))
+        (error,) = edgetune(*words, expect=1, cache=tmp_path / "cache")["errors"]
+        assert "the class '7' has 1 training image, expected at least 2" in error["message"]
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def _write_noise(path: Path, seed: int) -> None:

@@ -104,11 +104,11 @@ def test_files_that_are_absent_or_no_images_are_skipped_and_named(tmp_path: Path
     found = read_csv(_csv(tmp_path, "file,label\na.jpg,ant\nb.jpg,bee\n" + rows))
     assert [name for name, _ in _names(found, "train") or []] == ["a.jpg", "b.jpg"]
     assert [(file.path.name, file.reason) for file in found.skipped] == [
-        ("gone.jpg", "does not exist, or is not a file"),
+        ("gone.jpg", "it does not exist, or is not a file"),
         ("labels.csv", ".csv is not a supported image type"),
-        ("sub", "no suffix is not a supported image type"),
-        ("sub.png", "does not exist, or is not a file"),
-        ("x" * 300 + ".jpg", "does not exist, or is not a file"),
+        ("sub", "its name does not end in an image type such as .jpg"),
+        ("sub.png", "it does not exist, or is not a file"),
+        ("x" * 300 + ".jpg", "it does not exist, or is not a file"),
     ]
 
 
@@ -151,7 +151,7 @@ def test_files_that_are_absent_or_no_images_are_skipped_and_named(tmp_path: Path
         ("file,label,split\na.jpg,ant,val\n", "lists no training images."),
         (
             "file,label\ngone.jpg,ant\nb.jpg,bee\n",
-            ": no training images of ant are left; of gone.jpg, for one, does not exist, or is not a file.",
+            ": no training images of ant are left; of gone.jpg, for one: it does not exist, or is not a file.",
         ),
         (
             "file,label,split\na.jpg,ant,train\nb.jpg,bee,train\ngone.jpg,ant,val\nx.jpg,ant,test\n",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from edgetune.core.run import Finding
-from edgetune.data.findings import MAX_LISTED, findings_of, first_findings, shown
+from edgetune.data.findings import findings_of, first_findings
 from edgetune.data.image_folder import ImageFile, ImageFolder
+from edgetune.data.wording import MAX_LISTED, shown, some_names
 
 ROOT = Path("/data")
 
@@ -51,8 +52,8 @@ def test_of_many_missing_classes_the_first_are_named() -> None:
 @pytest.mark.parametrize(("large", "is_told"), [(30, False), (31, True)])
 def test_more_than_ten_times_as_many_images_are_told(large: int, is_told: bool) -> None:
     told = _told(_folder(_images("train", {0: 5, 1: 3, 2: large}), _images("val", {0: 1, 1: 1, 2: 1})))
-    text = "the classes differ in size: class 2 has 31 training images, class 1 has 3; --class-weights balanced makes "
-    assert told == ([("imbalance", text + "up for it.")] if is_told else [])
+    text = "the classes differ in size: class 2 has 31 training images, class 1 has 3; with --class-weights "
+    assert told == ([("imbalance", text + "balanced they count alike.")] if is_told else [])
 
 
 def test_a_group_in_two_splits_is_named() -> None:
@@ -94,3 +95,29 @@ def test_a_few_findings_are_all_listed(count: int) -> None:
 )
 def test_a_name_stands_in_a_sentence(name: str, expected: str) -> None:
     assert shown(name) == expected
+
+
+def test_of_many_names_the_first_stand_in_a_sentence() -> None:
+    assert some_names(["a", "b\n"]) == r"a, 'b\n'"
+    names = [f"c{index:02d}" for index in range(MAX_LISTED + 1)]
+    assert some_names(names[:MAX_LISTED]) == ", ".join(names[:MAX_LISTED])
+    assert some_names(names) == ", ".join(names[:MAX_LISTED]) + ", ..."
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        (("Cat", "cat", "dog"), [("Cat", "cat")]),
+        (("caf\u00e9", "cafe\u0301"), [("caf\u00e9", "cafe\u0301")]),
+        (("a ", "a", "A"), [("a ", "a"), ("a ", "A")]),
+        (("cat", "cats", "c at"), []),
+    ],
+    ids=["case", "accent", "space", "different"],
+)
+def test_classes_that_look_like_one_are_named(classes: tuple[str, ...], named: list[tuple[str, str]]) -> None:
+    images = tuple(ImageFile(ROOT / f"{label}.jpg", label) for label in range(len(classes)))
+    told = [finding.message for finding in findings_of(ImageFolder(ROOT, classes, images, images, ()))]
+    assert told == [
+        f"the classes {one!r} and {other!r} are two; their names differ in case, spaces or the code of an accent alone."
+        for one, other in named
+    ]

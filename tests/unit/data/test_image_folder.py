@@ -81,9 +81,31 @@ def test_a_name_that_is_not_utf8_is_skipped(tmp_path: Path, place: bytes) -> Non
 def test_a_class_whose_name_is_not_utf8_is_refused_in_words_that_can_be_printed(tmp_path: Path) -> None:
     fill(tmp_path, "ant/1.jpg", "bee/1.jpg")
     _touch(tmp_path / os.fsdecode(b"caf\xe9/1.jpg"))
-    with pytest.raises(DataError, match=r"no images in the class folders caf\\udce9\.") as caught:
+    with pytest.raises(DataError, match=r"folders 'caf\\udce9'; .*: its name is not valid UTF-8\.") as caught:
         scan_classes(tmp_path)
     assert caught.value.message.isprintable()
+
+
+def test_a_class_folder_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "ant/1.jpg", "bee/1.jpg", "wasp/notes.txt")
+    scanned = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path) == str(tmp_path / "bee"):
+            raise PermissionError(13, "Permission denied", path)
+        return scanned(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="folders bee, wasp; of bee: cannot be read: Permission denied"):
+        scan_classes(tmp_path)
+
+
+def test_of_many_classes_the_first_are_named(tmp_path: Path) -> None:
+    classes = tuple(f"class {index:03d}" for index in range(300))
+    fill(tmp_path, "other/1.jpg")
+    with pytest.raises(DataError, match="training classes lack: other") as caught:
+        scan_labelled(tmp_path, classes)
+    assert caught.value.hint == f"the classes are: {', '.join(classes[:20])}, ..."
 
 
 def _loop_in_a_class(root: Path) -> Path:

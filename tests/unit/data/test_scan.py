@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.core.errors import DataError, UsageError
+from edgetune.data.findings import findings_of
 from edgetune.data.image_folder import ImageFolder
 from edgetune.data.scan import scan_images
 from tests.unit.data.image_files import fill, listing, share
@@ -60,7 +61,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     assert [(file.path.name, file.reason) for file in scan_images(tmp_path).skipped] == [
         ("2.GIF", ".GIF is not a supported image type"),
         ("notes.txt", ".txt is not a supported image type"),
-        ("README", "no suffix is not a supported image type"),
+        ("README", "its name does not end in an image type such as .jpg"),
         ("labels.csv", ".csv is not a supported image type"),
     ]
 
@@ -104,7 +105,7 @@ def test_of_two_validation_folders_one_is_named_as_left_out(tmp_path: Path) -> N
         (("1.jpg",), "holds no class folders"),
         (("ant/1.jpg",), "holds one class only, 'ant'; a classifier needs at least two"),
         (("ant/1.jpg", "bee/notes.txt", "cat/x.gif"), "no images in the class folders bee, cat"),
-        (("ant/1.jpg", "bee/1.jpg"), r"too few images \(2\) to set a fifth aside for validation"),
+        (("ant/1.jpg", "bee/1.jpg"), r"too few different images \(2\) to set a fifth aside for validation"),
         (("train/ant/1.jpg", "val/ant/1.jpg"), "train holds one class only, 'ant'"),
         (("train/ant/1.jpg", "train/bee/1.jpg", "val/x.txt"), "val holds no images in class folders"),
         (("train/ant/1.jpg", "train/bee/1.jpg", "test/ant/x.txt"), "test holds no images in class folders"),
@@ -150,7 +151,7 @@ def test_a_source_that_is_gone_is_refused(tmp_path: Path) -> None:
 def test_a_class_that_would_lose_all_its_training_images_is_named(tmp_path: Path) -> None:
     fill(tmp_path, *(f"ant/{index}.png" for index in range(30)))
     fill(tmp_path, next(name for name in (f"bee/{index}.png" for index in range(100)) if share(name.encode()) < 0.2))
-    with pytest.raises(DataError, match="no training image is left for bee"):
+    with pytest.raises(DataError, match="no training image is left of bee"):
         scan_images(tmp_path)
 
 
@@ -171,6 +172,27 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_split(tmp_path: Path, monk
     assert (folder.train, folder.val) == (before.train[1:], before.val)
 
 
+def test_copies_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    for name in ("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png"):
+        fill(tmp_path, name).joinpath(name).write_bytes(b"the same")
+    with pytest.raises(DataError, match=r"has too few different images \(1\) to set a fifth aside"):
+        scan_images(tmp_path)
+
+
+def test_files_that_cannot_be_read_are_not_taken_for_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, *(f"{name}/{index}.png" for name in ("ant", "bee") for index in range(30)))
+    opened = Path.open
+
+    def refuse(self: Path, mode: str = "r") -> object:
+        if self.parent.name == "bee":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r": 30 files cannot be read, .* first is 0\.png: cannot be read: Permission"):
+        scan_images(tmp_path)
+
+
 def test_a_csv_file_is_split_like_a_folder(tmp_path: Path) -> None:
     names = [f"{name}/{index}.png" for name in ("ant", "bee") for index in range(40)]
     fill(tmp_path, *names)
@@ -183,7 +205,7 @@ def test_a_csv_file_is_split_like_a_folder(tmp_path: Path) -> None:
 def test_a_csv_file_too_small_to_split_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "labels.csv").write_text("file,label\na.jpg,ant\nb.jpg,bee\n")
-    with pytest.raises(DataError, match=r"labels\.csv has too few images \(2\)") as caught:
+    with pytest.raises(DataError, match=r"labels\.csv has too few different images \(2\)") as caught:
         scan_images(tmp_path / "labels.csv")
     assert "a CSV's column split" in caught.value.hint
 
@@ -227,7 +249,7 @@ def test_groups_in_given_splits_are_named_and_stay(tmp_path: Path) -> None:
     fill(tmp_path, "val/bee/cam3_1.jpg", "test/bee/cam1_4.jpg", "test/ant/cam4_1.jpg")
     folder = scan_images(tmp_path, group_by=r"cam\d")
     assert len(folder.train) == 3
-    assert [(finding.kind, finding.message, finding.paths) for finding in folder.findings] == [
+    assert [(finding.kind, finding.message, finding.paths) for finding in findings_of(folder)] == [
         (
             "shared-group",
             "the group cam1 has images in train (2) and val (1) and test (1).",

@@ -12,7 +12,7 @@ from torchvision.models import shufflenet_v2_x0_5  # noqa: E402
 
 from edgetune.core.errors import WeightsError  # noqa: E402
 from edgetune.core.progress import no_progress  # noqa: E402
-from edgetune.steps.feature_source import BackboneSource, choose_device  # noqa: E402
+from edgetune.steps.feature_source import BackboneSource, choose_device, feature_source  # noqa: E402
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -57,3 +57,10 @@ def test_a_file_replaced_between_two_looks_is_refused(weights: Path) -> None:
 
 def test_the_cpu_needs_no_question() -> None:
     assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("size_px", "images"), [(96, 4), (512, 4), (513, 3), (724, 2), (1024, 1), (3584, 1)])
+def test_large_images_come_in_small_batches(weights: Path, size_px: int, images: int) -> None:
+    """Memory goes with the pixels of a batch: four images of 2048 px took 13 GB."""
+    backbone = BackboneSource(NAME, weights, "", size_px, no_progress)
+    assert feature_source(backbone, "cpu").batch_size == images

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from edgetune.core.errors import EdgetuneError, OutputExistsError, UsageError
-from edgetune.core.files import sha256_of_file
-from edgetune.core.preprocess import PreprocessSpec
-from edgetune.core.run import HEAD_NAME, BackboneRecord, FeaturesRecord, HeadRecord, Run, Split, write_run
-from edgetune.steps.fit_journal import finished_run, journal, recorded
+from edgetune.steps.fit_journal import finished_run, journal
+from tests.unit.steps.fitted_run import write_fitted_run
 
 OPTIONS: dict[str, Any] = {"data": "/data", "model": "resnet18", "seed": 0, "force": False, "resume": False}
 
@@ -25,19 +23,6 @@ def _kill_a_fit(out: Path, options: dict[str, Any]) -> None:
     """What a killed process leaves: the journal, since no code of its own ran any more."""
     with pytest.raises(KeyboardInterrupt), journal(out, options):
         raise KeyboardInterrupt
-
-
-def _write_run(out: Path, options: dict[str, Any]) -> Run:
-    out.mkdir()
-    (out / HEAD_NAME).write_bytes(b"head")
-    run = Run(
-        1, "classification", "now", recorded(options), {}, ("a", "b"),
-        PreprocessSpec(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        BackboneRecord("net", "w", "x", "y", 4, 2, 1), FeaturesRecord("r", "fp32", 0, 4),
-        HeadRecord("linear", 1.0, 5, sha256_of_file(out / HEAD_NAME)), Split("/data", (), (), ()),
-    )  # fmt: skip
-    write_run(out, run)
-    return run
 
 
 def test_the_options_lie_beside_the_output_while_the_fit_runs(tmp_path: Path) -> None:
@@ -78,12 +63,12 @@ def test_a_damaged_journal_is_a_start(tmp_path: Path, content: str) -> None:
 
 
 def test_a_finished_run_with_these_options_is_given_back(tmp_path: Path) -> None:
-    run = _write_run(tmp_path / "run", OPTIONS)
+    run = write_fitted_run(tmp_path / "run", OPTIONS)
     assert finished_run(tmp_path / "run", {**OPTIONS, "resume": True}) == run
 
 
 def test_a_finished_run_with_other_options_is_kept(tmp_path: Path) -> None:
-    _write_run(tmp_path / "run", OPTIONS)
+    write_fitted_run(tmp_path / "run", OPTIONS)
     with pytest.raises(OutputExistsError, match="finished run with other options: seed was 0, is 7"):
         finished_run(tmp_path / "run", {**OPTIONS, "seed": 7})
 
@@ -92,3 +77,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgetuneError, match="file cannot be written"), journal(tmp_path / "file" / "run", OPTIONS):
         pass
+
+
+def test_an_error_leaves_no_folders_that_were_not_there(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with pytest.raises(UsageError), journal(tmp_path / "new" / "runs" / "run", OPTIONS):
+        assert _kept(tmp_path) == ["new", "old"]
+        raise UsageError("no such backbone")
+    with pytest.raises(UsageError), journal(tmp_path / "old" / "run", OPTIONS):
+        raise UsageError("no such backbone")
+    assert _kept(tmp_path) == ["old"]
+
+
+def test_an_error_leaves_what_others_put_beside_the_output(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), journal(tmp_path / "new" / "run", OPTIONS):
+        (tmp_path / "new" / "notes.txt").write_text("mine")
+        raise UsageError("no such backbone")
+    assert _kept(tmp_path / "new") == ["notes.txt"]

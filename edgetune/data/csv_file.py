@@ -54,7 +54,10 @@ def read_csv(path: Path) -> Listing:
     if not train_labels:
         raise DataError(f"{path} lists no training images.", hint="the column split says train, val or test")
     if unknown:
-        raise DataError(f"{path} has labels in val or test that the training rows lack: {some_names(unknown)}.")
+        raise DataError(
+            f"{path} has labels in val or test that the training rows lack: {some_names(unknown)}.",
+            hint="give those labels training images as well, or leave their rows out",
+        )
     classes = tuple(sorted(train_labels))
     check_class_count(path, classes)
     return _listed(path, rows, classes)
